@@ -1,0 +1,1 @@
+//! The control plane: services, control socket, configuration, netlink.

@@ -1,0 +1,1 @@
+//! Routes and neighbours as the workers read them.

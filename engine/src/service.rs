@@ -1,0 +1,1 @@
+//! Virtual services and their real servers as the workers use them.

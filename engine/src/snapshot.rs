@@ -1,0 +1,181 @@
+//! The configuration as workers see it: an immutable snapshot behind one atomic pointer.
+//!
+//! A change makes a new [`Snapshot`] that shares structure with the old one (every map in it is persistent, every large
+//! part behind an `Arc`), so one command costs O(log n). [`Config::publish`] swaps the pointer; [`Config::settle`] returns
+//! when every worker works from it, which is when a command may say that it is done.
+
+use crate::nexthop::{NextHops, Routes};
+use crate::service::Services;
+use arc_swap::ArcSwap;
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use uvs_conntrack::Timeouts;
+
+/// One device of this director, as the pipeline needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The kernel's index of the device.
+    pub ifindex: u32,
+    /// The kernel's name of the device.
+    pub name: String,
+    /// Its link-layer address: the source of every frame sent through it.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes, link-layer header not counted.
+    pub mtu: u32,
+    /// Whether the device is there and up.
+    pub up: bool,
+}
+
+/// Everything that decides what happens to a packet and is not itself changed by packets.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Counts changes; a later snapshot has a greater one.
+    pub generation: u64,
+    /// Virtual services by address, port and protocol.
+    pub services: Services,
+    /// Routes by destination, and the neighbours known on our links.
+    pub routes: Arc<Routes>,
+    /// Link-layer addresses of the next hops. Shared by all snapshots; read without a lock.
+    pub hops: Arc<NextHops>,
+    /// The devices, by [`crate::batch::PortId`].
+    pub ports: Arc<[Port]>,
+    /// State timeouts (`ipvsadm --set`).
+    pub timeouts: Arc<Timeouts>,
+}
+
+impl Snapshot {
+    /// A director without devices, routes or services.
+    pub fn empty(hops: Arc<NextHops>) -> Self {
+        Snapshot {
+            generation: 0,
+            services: Services::default(),
+            routes: Arc::default(),
+            hops,
+            ports: Arc::from([]),
+            timeouts: Arc::default(),
+        }
+    }
+}
+
+/// A worker that is asleep holds no snapshot: it takes the newest before it touches a frame.
+const ASLEEP: u64 = u64::MAX;
+
+/// The current snapshot and who works from which.
+#[derive(Debug)]
+pub struct Config {
+    current: ArcSwap<Snapshot>,
+    generation: CachePadded<AtomicU64>,
+    writer: Mutex<Vec<Arc<CachePadded<AtomicU64>>>>,
+}
+
+impl Config {
+    /// Starts from `snapshot`.
+    pub fn new(snapshot: Snapshot) -> Arc<Self> {
+        Arc::new(Config {
+            generation: CachePadded::new(AtomicU64::new(snapshot.generation)),
+            current: ArcSwap::from_pointee(snapshot),
+            writer: Mutex::default(),
+        })
+    }
+
+    /// The newest snapshot.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Replaces the snapshot by what `change` makes of a copy of it. Changes are made one at a time. Returns the new
+    /// generation, for [`Config::settle`].
+    pub fn publish(&self, change: impl FnOnce(&mut Snapshot)) -> u64 {
+        let _one_at_a_time = self.followers();
+        let mut next = Snapshot::clone(&self.current.load());
+        change(&mut next);
+        next.generation += 1;
+        let generation = next.generation;
+        self.current.store(Arc::new(next));
+        self.generation.store(generation, SeqCst);
+        generation
+    }
+
+    /// Waits until every worker works from `generation` or a later one, at most `limit`. `false` when one did not.
+    ///
+    /// A sleeping worker counts at once: it takes the newest snapshot when it wakes.
+    #[must_use]
+    pub fn settle(&self, generation: u64, limit: Duration) -> bool {
+        fence(SeqCst);
+        let followers = self.followers().clone();
+        let end = Instant::now() + limit;
+        followers.iter().all(|follower| {
+            let mut turns = 0_u32;
+            while follower.load(SeqCst) < generation {
+                if Instant::now() > end {
+                    return false;
+                }
+                turns += 1;
+                if turns > 64 {
+                    std::thread::sleep(Duration::from_micros(20));
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+            true
+        })
+    }
+
+    /// A new worker's view.
+    pub fn follow(self: &Arc<Self>) -> Follower {
+        let beat = Arc::new(CachePadded::new(AtomicU64::new(ASLEEP)));
+        self.followers().push(beat.clone());
+        Follower { config: self.clone(), snapshot: self.load(), beat }
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Vec<Arc<CachePadded<AtomicU64>>>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One worker's hold on the configuration.
+#[derive(Debug)]
+pub struct Follower {
+    config: Arc<Config>,
+    snapshot: Arc<Snapshot>,
+    beat: Arc<CachePadded<AtomicU64>>,
+}
+
+impl Follower {
+    /// The snapshot to use for the next batch. Costs one load of a line that is written only by changes.
+    #[inline]
+    pub fn refresh(&mut self) -> &Snapshot {
+        let newest = self.config.generation.load(SeqCst);
+        if newest != self.snapshot.generation || self.beat.load(SeqCst) != newest {
+            self.take_newest();
+        }
+        &self.snapshot
+    }
+
+    #[cold]
+    fn take_newest(&mut self) {
+        self.beat.store(0, SeqCst);
+        fence(SeqCst);
+        self.snapshot = self.config.load();
+        self.beat.store(self.snapshot.generation, SeqCst);
+    }
+
+    /// The snapshot of the last [`Follower::refresh`].
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The worker is about to sleep and uses no snapshot until its next [`Follower::refresh`].
+    pub fn sleep(&self) {
+        self.beat.store(ASLEEP, SeqCst);
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.sleep();
+        self.config.followers().retain(|beat| !Arc::ptr_eq(beat, &self.beat));
+    }
+}

@@ -1,0 +1,86 @@
+//! What becomes of a frame, and the names of the reasons it may be dropped for.
+
+use crate::batch::PortId;
+use std::net::IpAddr;
+
+/// What the pipeline decided for one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send it, as rewritten, out of this device.
+    Transmit(PortId),
+    /// Not ours after all: the host's own stack gets it, unchanged but for completed checksums.
+    ToKernel,
+    /// Its next hop has no link-layer address yet. The frame is unchanged; the worker keeps it, has the neighbour
+    /// resolved and runs it through the pipeline again.
+    Hold(Neighbour),
+    /// Dropped, for a reason with a name and a counter.
+    Drop(Reason),
+}
+
+/// A neighbour on a link of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Neighbour {
+    /// The device it is reached through.
+    pub port: PortId,
+    /// Its address on that link.
+    pub address: IpAddr,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a frame was dropped. Each has a counter that `uvs status` shows under [`Reason::name`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Reason {
+            /// Every reason, in the order of their discriminants.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)+];
+
+            /// The name the counter is shown under.
+            pub fn name(self) -> &'static str {
+                match self { $(Reason::$variant => $name,)+ }
+            }
+
+            /// One sentence for the operator.
+            pub fn explanation(self) -> &'static str {
+                match self { $(Reason::$variant => concat!($($doc,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The frame ends before its headers do.
+    Truncated = "truncated",
+    /// A header contradicts itself (version, header length, total length, data offset).
+    Malformed = "malformed",
+    /// TTL or hop limit would reach zero here.
+    TtlExpired = "ttl_expired",
+    /// A fragment of a datagram for one of our services.
+    Fragment = "fragment",
+    /// The service has no real server that may take a new connection.
+    NoDestination = "no_destination",
+    /// The connection's real server was removed from its service.
+    DestinationGone = "destination_gone",
+    /// The connection table is full.
+    TableFull = "table_full",
+    /// No route leads to the next hop.
+    NoRoute = "no_route",
+    /// The route leads out of a device this director does not hold.
+    EgressNotOurs = "egress_not_ours",
+    /// The next hop did not answer ARP or neighbour discovery.
+    NeighbourUnresolved = "neighbour_unresolved",
+    /// Too many frames were already waiting for a next hop.
+    HoldFull = "hold_full",
+    /// The frame is longer than the egress device takes.
+    TooBig = "too_big",
+    /// The egress device's transmit ring was full.
+    TxFull = "tx_full",
+    /// The other worker's hand-off ring was full.
+    HandOffFull = "hand_off_full",
+    /// The device that gives frames back to the kernel did not take it.
+    WayBackFull = "way_back_full",
+    /// The link delivered a frame in more parts than a frame may have.
+    TooManyParts = "too_many_parts",
+}

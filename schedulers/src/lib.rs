@@ -1,0 +1,1 @@
+//! Connection schedulers: which real server takes the next connection.
