@@ -1,0 +1,101 @@
+//! Schedulers by name.
+
+use crate::lc::LeastConnection;
+use crate::rr::RoundRobin;
+use crate::scheduler::Scheduler;
+use crate::wlc::WeightedLeastConnection;
+use crate::wrr::WeightedRoundRobin;
+use std::collections::BTreeMap;
+use std::fmt;
+use thiserror::Error;
+
+/// The schedulers of this crate, one line each.
+const BUILT_IN: &[(&str, Make)] = &[
+    ("lc", make::<LeastConnection>),
+    ("rr", make::<RoundRobin>),
+    ("wlc", make::<WeightedLeastConnection>),
+    ("wrr", make::<WeightedRoundRobin>),
+];
+
+type Make = fn() -> Box<dyn Scheduler>;
+
+fn make<S: Scheduler + Default + 'static>() -> Box<dyn Scheduler> {
+    Box::new(S::default())
+}
+
+/// Makes a scheduler of this crate, for one service. `None` when no scheduler has that name.
+pub fn by_name(name: &str) -> Option<Box<dyn Scheduler>> {
+    let (_, make) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+    Some(make())
+}
+
+/// Why a registry refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RegistryError {
+    /// No scheduler has this name.
+    #[error("no scheduler is called `{name}`: choose one of {known}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The name is in use.
+    #[error("a scheduler called `{0}` is there already: register this one under another name")]
+    Taken(String),
+}
+
+type Factory = Box<dyn Fn() -> Box<dyn Scheduler> + Send + Sync>;
+
+/// The schedulers a director offers: those of this crate and any that a user adds.
+pub struct Registry {
+    factories: BTreeMap<String, Factory>,
+}
+
+impl Default for Registry {
+    /// The schedulers of this crate.
+    fn default() -> Self {
+        let built_in = BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), Box::new(make) as Factory));
+        Registry { factories: built_in.collect() }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.names()).finish()
+    }
+}
+
+impl Registry {
+    /// Adds a scheduler under a name that services can then ask for.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn register<F>(&mut self, name: &str, make: F) -> Result<(), RegistryError>
+    where
+        F: Fn() -> Box<dyn Scheduler> + Send + Sync + 'static,
+    {
+        if self.factories.contains_key(name) {
+            return Err(RegistryError::Taken(name.to_owned()));
+        }
+        self.factories.insert(name.to_owned(), Box::new(make));
+        Ok(())
+    }
+
+    /// Makes a scheduler for one service.
+    ///
+    /// # Errors
+    /// When no scheduler has that name.
+    pub fn make(&self, name: &str) -> Result<Box<dyn Scheduler>, RegistryError> {
+        let factory = self.factories.get(name).ok_or_else(|| RegistryError::Unknown {
+            name: name.to_owned(),
+            known: self.names().collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(factory())
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.factories.keys().map(String::as_str)
+    }
+}
