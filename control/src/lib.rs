@@ -1,1 +1,3 @@
 //! The control plane: services, control socket, configuration, netlink.
+
+pub mod netlink;

@@ -1,0 +1,6 @@
+//! What the director learns from the kernel and asks of it, in network namespaces of the tests' own.
+
+#![allow(clippy::unwrap_used)]
+
+mod monitor;
+mod support;
