@@ -1,3 +1,8 @@
 //! The control plane: services, control socket, configuration, netlink.
 
+pub mod api;
+pub mod client;
+mod frame;
 pub mod netlink;
+pub mod options;
+pub mod socket;

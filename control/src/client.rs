@@ -1,0 +1,149 @@
+//! The other end of the control socket: what `ipvsadm`, `uvs status` and their like speak through.
+
+use crate::api::{ConnectionEntry, Refusal, Request, Response, ServiceEntry, ServiceId, VERSION};
+use crate::frame::{self, Received};
+use crate::options::SocketPlace;
+use crate::socket::{self, Spoken};
+use std::io;
+use std::time::Duration;
+
+/// A director has this long to take in a request, and to answer it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("no director answers at {0}: start one with `uvs run --interface NAME`")]
+    NoDirector(SocketPlace),
+    /// The caller is not root.
+    #[error("only root may speak to the director")]
+    NotRoot,
+    /// Whoever listens is not root.
+    #[error("whoever listens at {0} is not root, so it is not the director: find it with `ss -xlp`")]
+    Impostor(SocketPlace),
+    /// The connection broke or the director is stuck.
+    #[error("the director at {place} did not answer: {error}")]
+    Broken {
+        /// Where it was asked.
+        place: SocketPlace,
+        /// What went wrong.
+        error: io::Error,
+    },
+    /// The director said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Speaks to one director.
+#[derive(Clone, Debug)]
+pub struct Client {
+    place: SocketPlace,
+}
+
+/// Every service of a listing, and the size of the connection table that titles it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// In the kernel's order.
+    pub services: Vec<ServiceEntry>,
+    /// Buckets of the connection table.
+    pub table_size: u32,
+}
+
+impl Client {
+    /// A client of the director at `place`. Connects only when it has something to say.
+    pub fn new(place: SocketPlace) -> Self {
+        Client { place }
+    }
+
+    /// Whether a director is there that would hear the caller.
+    ///
+    /// # Errors
+    /// Nobody is there, or it is not root, or the caller is not.
+    pub fn reach(&self) -> Result<(), ClientError> {
+        self.connect().map(drop)
+    }
+
+    /// Asks for one thing.
+    ///
+    /// # Errors
+    /// No answer came. A refusal is an answer.
+    pub fn ask(&self, request: &Request) -> Result<Response, ClientError> {
+        let broken = |error| ClientError::Broken { place: self.place.clone(), error };
+        let mut stream = self.connect()?;
+        let body = serde_json::to_vec(&Spoken { version: VERSION, request })
+            .map_err(|error| broken(error.into()))?;
+        frame::send(&mut stream, &body, PATIENCE).map_err(broken)?;
+        match frame::receive(&mut stream, frame::RESPONSE_LIMIT, PATIENCE).map_err(broken)? {
+            Received::Message(body) => serde_json::from_slice(&body).map_err(|error| broken(error.into())),
+            Received::End => Err(broken(io::ErrorKind::UnexpectedEof.into())),
+            Received::TooLong(_) => Err(broken(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// All virtual services, or the one asked for.
+    ///
+    /// # Errors
+    /// No answer, or a refusal.
+    pub fn services(&self, service: Option<ServiceId>) -> Result<Listing, ClientError> {
+        let mut all = Listing { services: Vec::new(), table_size: 0 };
+        let mut after = None;
+        loop {
+            match self.ask(&Request::Services { service, after })? {
+                Response::Services { services, next, table_size } => {
+                    all.services.extend(services);
+                    all.table_size = table_size;
+                    after = next;
+                }
+                other => return Err(self.unexpected(other)),
+            }
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Calls `each` with every connection, in table order.
+    ///
+    /// # Errors
+    /// No answer, or a refusal.
+    pub fn connections(&self, mut each: impl FnMut(&ConnectionEntry)) -> Result<(), ClientError> {
+        let mut after = None;
+        loop {
+            match self.ask(&Request::Connections { after })? {
+                Response::Connections { connections, next } => {
+                    connections.iter().for_each(&mut each);
+                    after = next;
+                }
+                other => return Err(self.unexpected(other)),
+            }
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The error that an answer of the wrong kind is.
+    pub fn unexpected(&self, response: Response) -> ClientError {
+        match response {
+            Response::Refused(refusal) => ClientError::Refused(refusal),
+            _ => ClientError::Broken { place: self.place.clone(), error: io::ErrorKind::InvalidData.into() },
+        }
+    }
+
+    fn connect(&self) -> Result<std::os::unix::net::UnixStream, ClientError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(ClientError::NotRoot);
+        }
+        let stream = socket::connect(&self.place).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NoDirector(self.place.clone())
+            }
+            _ => ClientError::Broken { place: self.place.clone(), error },
+        })?;
+        if !socket::peer_is_root(&stream) {
+            return Err(ClientError::Impostor(self.place.clone()));
+        }
+        Ok(stream)
+    }
+}
