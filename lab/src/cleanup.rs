@@ -1,0 +1,138 @@
+//! Nothing stays behind: what this process made and what dead ones left.
+//!
+//! A namespace carries its maker's process id in its name (`uvs-<pid>-<number>-client`), so that one whose maker is dead is
+//! known to be stale. Names without a number after `uvs-` were made to stay and are removed only when asked for.
+
+use crate::namespace::DIRECTORY;
+use crate::{Error, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What has to be undone should this process end early.
+#[derive(Debug)]
+pub(crate) struct Living {
+    pub(crate) namespaces: BTreeSet<String>,
+    pub(crate) children: BTreeSet<i32>,
+}
+
+static LIVING: Mutex<Living> = Mutex::new(Living { namespaces: BTreeSet::new(), children: BTreeSet::new() });
+
+/// Whoever makes or removes a namespace or a child holds this, so that an end by signal finds the list complete.
+pub(crate) fn living() -> MutexGuard<'static, Living> {
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on SIGINT and SIGTERM end this process with status 128 + signal, after its children were killed, its namespaces
+/// removed and `farewell` said on stderr.
+pub fn end_on_signals(farewell: &'static str) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::when("catch SIGINT and SIGTERM"))?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                let everything = living();
+                for child in &everything.children {
+                    let _gone_already = kill(Pid::from_raw(*child), Signal::SIGKILL);
+                }
+                for namespace in &everything.namespaces {
+                    remove(namespace);
+                }
+                eprintln!("{farewell}");
+                std::process::exit(128 + signal);
+            }
+        })
+        .map_err(Error::when("start the thread that waits for signals"))?;
+    Ok(())
+}
+
+/// Removes the namespaces of dead processes, and ends what still runs in them. Returns how many there were.
+pub fn remove_stale() -> usize {
+    let stale: Vec<String> = names().into_iter().filter(|name| maker(name).is_some_and(is_dead)).collect();
+    stale.iter().for_each(|name| end_and_remove(name));
+    stale.len()
+}
+
+/// Removes the namespaces whose names begin with `prefix`, and ends what runs in them. Returns how many there were.
+pub fn remove_named(prefix: &str) -> usize {
+    let wanted: Vec<String> = names().into_iter().filter(|name| name.starts_with(prefix)).collect();
+    wanted.iter().for_each(|name| end_and_remove(name));
+    wanted.len()
+}
+
+/// The names of all namespaces that have one.
+pub fn names() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(DIRECTORY) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Takes the name `name` away. The namespace itself ends with its last process and socket.
+pub(crate) fn remove(name: &str) {
+    let path = Path::new(DIRECTORY).join(name);
+    let _was_not_mounted = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
+    let _was_gone = fs::remove_file(&path);
+}
+
+/// The process that made the namespace `uvs-<pid>-…`.
+fn maker(name: &str) -> Option<i32> {
+    name.strip_prefix("uvs-")?.split('-').next()?.parse().ok()
+}
+
+fn is_dead(pid: i32) -> bool {
+    pid > 0 && !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn end_and_remove(name: &str) {
+    for (signal, patience) in [(Signal::SIGTERM, Duration::from_secs(2)), (Signal::SIGKILL, Duration::from_secs(2))]
+    {
+        inhabitants(name).into_iter().for_each(|pid| {
+            let _gone_already = kill(Pid::from_raw(pid), signal);
+        });
+        if crate::wait::until("the processes in it to end", patience, || inhabitants(name).is_empty()).is_ok() {
+            break;
+        }
+    }
+    remove(name);
+}
+
+/// The processes that run in the namespace `name`.
+fn inhabitants(name: &str) -> Vec<i32> {
+    let inode = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let Some(wanted) = inode(&Path::new(DIRECTORY).join(name)) else { return Vec::new() };
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| inode(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(wanted))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_maker_is_told_by_the_name() {
+        for (name, expected) in [
+            ("uvs-123-0-client", Some(123)),
+            ("uvs-demo-client", None),
+            ("other-123-0-client", None),
+            ("uvs-", None),
+        ] {
+            assert_eq!(maker(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn this_process_lives_and_none_has_the_greatest_id() {
+        assert!(!is_dead(i32::try_from(std::process::id()).unwrap()));
+        assert!(is_dead(i32::MAX));
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP/1.1 endpoints that check what they carry.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the server's name and a newline |
+//! | `GET /bytes/N` | the first N bytes of the [`crate::stream`] |
+//! | `PUT` or `POST` anything | the SHA-256 of the body in hexadecimal and a newline |
+//!
+//! Every answer carries the server's name in its `Server` field. Connections are kept until either side closes them.
+
+mod client;
+mod load;
+mod message;
+mod server;
+
+pub use client::{Answer, Connection};
+pub use load::{Load, Report, Sample};
+pub use server::{Server, serve};

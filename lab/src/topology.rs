@@ -1,0 +1,233 @@
+//! Client, director and real servers, each in a namespace of its own, wired and addressed.
+//!
+//! ```text
+//! two arms                                         one arm
+//!   client ── eth0  director  eth1 ── rs1            client ──┐            ┌── rs1
+//!                             eth2 ── rs2                     switch (bridge)
+//!                                                    director ┘            └── rs2
+//! ```
+
+use crate::{Namespace, Prefix, Result, Veth};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// How the director is wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arms {
+    /// One device towards the client, one towards each real server: it is the servers' gateway.
+    Two,
+    /// One device on a switch where client and servers are too, all in one network.
+    One,
+}
+
+/// What a topology should look like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How the director is wired.
+    pub arms: Arms,
+    /// How many real servers there are: rs1, rs2, …
+    pub servers: usize,
+    /// Queues of the pair between client and director.
+    pub client_queues: u32,
+    /// Queues of the pairs between director and real servers.
+    pub server_queues: u32,
+    /// MTU of every device.
+    pub mtu: u32,
+    /// Beginning of the namespaces' names; chosen uniquely when absent.
+    pub names: Option<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan { arms: Arms::Two, servers: 2, client_queues: 1, server_queues: 1, mtu: 1500, names: None }
+    }
+}
+
+/// A standing topology. Dropping it removes it.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where requests come from. Its device is eth0.
+    pub client: Namespace,
+    /// Where the director runs. Its devices are eth0 (client side) and, with two arms, eth1, eth2, … (one per server).
+    pub director: Namespace,
+    /// The real servers. Each one's device is eth0.
+    pub servers: Vec<Namespace>,
+    switch: Option<Namespace>,
+    arms: Arms,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Topology {
+    /// Makes and wires everything; returns when every device can be used.
+    pub fn build(plan: &Plan) -> Result<Self> {
+        let names = plan.names.clone().unwrap_or_else(|| {
+            format!("uvs-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed))
+        });
+        let namespace = |role: &str| Namespace::create(format!("{names}-{role}"));
+        let topology = Topology {
+            client: namespace("client")?,
+            director: namespace("director")?,
+            servers: (1..=plan.servers).map(|n| namespace(&format!("rs{n}"))).collect::<Result<_>>()?,
+            switch: (plan.arms == Arms::One).then(|| namespace("switch")).transpose()?,
+            arms: plan.arms,
+        };
+        topology.prepare_director()?;
+        match &topology.switch {
+            None => topology.wire_two_arms(plan)?,
+            Some(switch) => topology.wire_one_arm(switch, plan)?,
+        }
+        topology.wait_ready()?;
+        Ok(topology)
+    }
+
+    /// The client's address.
+    pub fn client_address(&self, like: IpAddr) -> IpAddr {
+        of_family(like, Ipv4Addr::new(203, 0, 113, 200), v6(0x113, 0x200))
+    }
+
+    /// The director's own address on the client's network.
+    pub fn director_address(&self, like: IpAddr) -> IpAddr {
+        of_family(like, Ipv4Addr::new(203, 0, 113, 1), v6(0x113, 1))
+    }
+
+    /// A virtual address: on the client's network, on no device until somebody puts it there.
+    pub fn vip(&self) -> IpAddr {
+        Ipv4Addr::new(203, 0, 113, 100).into()
+    }
+
+    /// The same for IPv6.
+    pub fn vip6(&self) -> IpAddr {
+        v6(0x113, 0x100).into()
+    }
+
+    /// The address of real server `index` (from 0).
+    pub fn server_address(&self, index: usize, like: IpAddr) -> IpAddr {
+        let number = small(index);
+        match self.arms {
+            Arms::Two => in_server_network(index, like, 11 + number, 0x11 + u16::from(number)),
+            Arms::One => {
+                of_family(like, Ipv4Addr::new(203, 0, 113, 11 + number), v6(0x113, 0x11 + u16::from(number)))
+            }
+        }
+    }
+
+    /// The director's address on the network of real server `index`: that server's gateway.
+    pub fn gateway(&self, index: usize, like: IpAddr) -> IpAddr {
+        match self.arms {
+            Arms::Two => in_server_network(index, like, 100, 0x100),
+            Arms::One => self.director_address(like),
+        }
+    }
+
+    /// The director's devices.
+    pub fn director_devices(&self) -> Vec<String> {
+        let servers = if self.arms == Arms::Two { self.servers.len() } else { 0 };
+        (0..=servers).map(|n| format!("eth{n}")).collect()
+    }
+
+    /// Leaves all of it standing, names included, when this process is gone.
+    pub fn keep(self) {
+        self.client.keep();
+        self.director.keep();
+        self.servers.into_iter().for_each(Namespace::keep);
+        self.switch.into_iter().for_each(Namespace::keep);
+    }
+
+    /// What every director and gateway sets: it forwards, and accepts that packets come and go by different devices.
+    fn prepare_director(&self) -> Result<()> {
+        let director = &self.director;
+        director.sysctl("net/ipv4/ip_forward", "1")?;
+        director.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        for scope in ["all", "default"] {
+            director.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+            director.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
+        }
+        Ok(())
+    }
+
+    fn wire_two_arms(&self, plan: &Plan) -> Result<()> {
+        wire(&self.director, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?;
+        for family in FAMILIES {
+            self.address(&self.client, "eth0", self.client_address(family))?;
+            self.address(&self.director, "eth0", self.director_address(family))?;
+            self.client.net().add_route(Prefix::everything(family), self.director_address(family))?;
+        }
+        for (index, server) in self.servers.iter().enumerate() {
+            let device = format!("eth{}", index + 1);
+            wire(&self.director, &device, server, "eth0", plan.server_queues, plan.mtu)?;
+            for family in FAMILIES {
+                self.address(&self.director, &device, self.gateway(index, family))?;
+                self.address(server, "eth0", self.server_address(index, family))?;
+                server.net().add_route(Prefix::everything(family), self.gateway(index, family))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wire_one_arm(&self, switch: &Namespace, plan: &Plan) -> Result<()> {
+        switch.net().add_bridge("br0")?;
+        switch.net().up("br0")?;
+        let hosts = [(&self.client, plan.client_queues), (&self.director, plan.client_queues)];
+        let servers = self.servers.iter().map(|server| (server, plan.server_queues));
+        for (number, (host, queues)) in hosts.into_iter().chain(servers).enumerate() {
+            let port = format!("port{number}");
+            wire(switch, &port, host, "eth0", queues, plan.mtu)?;
+            switch.net().join_bridge(&port, "br0")?;
+        }
+        for family in FAMILIES {
+            self.address(&self.client, "eth0", self.client_address(family))?;
+            self.address(&self.director, "eth0", self.director_address(family))?;
+            for (index, server) in self.servers.iter().enumerate() {
+                self.address(server, "eth0", self.server_address(index, family))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn address(&self, namespace: &Namespace, device: &str, address: IpAddr) -> Result<()> {
+        namespace.net().add_address(device, Prefix::new(address, if address.is_ipv4() { 24 } else { 64 }))
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let devices = self.director_devices();
+        self.director.wait_ready(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
+        self.client.wait_ready(&["eth0"])?;
+        self.servers.iter().try_for_each(|server| server.wait_ready(&["eth0"]))
+    }
+}
+
+const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+
+/// Makes a pair between two namespaces and takes both ends up.
+fn wire(
+    here: &Namespace,
+    device: &str,
+    there: &Namespace,
+    their_device: &str,
+    queues: u32,
+    mtu: u32,
+) -> Result<()> {
+    let (near, far) = (Veth { name: device, queues, mtu }, Veth { name: their_device, queues, mtu });
+    here.net().add_veth(near, far, there.fd())?;
+    here.net().up(device)?;
+    there.net().up(their_device)
+}
+
+/// Real server `index` has a network of its own: 192.168.4.0/24, 192.168.5.0/24, … and 2001:db8:4::/64, …
+fn in_server_network(index: usize, like: IpAddr, host4: u8, host6: u16) -> IpAddr {
+    let network = 4 + small(index);
+    of_family(like, Ipv4Addr::new(192, 168, network, host4), v6(network.into(), host6))
+}
+
+fn small(index: usize) -> u8 {
+    u8::try_from(index).unwrap_or(u8::MAX).min(80)
+}
+
+fn v6(network: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host)
+}
+
+fn of_family(like: IpAddr, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+    if like.is_ipv4() { v4.into() } else { v6.into() }
+}
