@@ -90,12 +90,14 @@ fn is_dead(pid: i32) -> bool {
 }
 
 fn end_and_remove(name: &str) {
-    for (signal, patience) in [(Signal::SIGTERM, Duration::from_secs(2)), (Signal::SIGKILL, Duration::from_secs(2))]
+    for (signal, patience) in
+        [(Signal::SIGTERM, Duration::from_secs(2)), (Signal::SIGKILL, Duration::from_secs(2))]
     {
         inhabitants(name).into_iter().for_each(|pid| {
             let _gone_already = kill(Pid::from_raw(pid), signal);
         });
-        if crate::wait::until("the processes in it to end", patience, || inhabitants(name).is_empty()).is_ok() {
+        if crate::wait::until("the processes in it to end", patience, || inhabitants(name).is_empty()).is_ok()
+        {
             break;
         }
     }

@@ -9,7 +9,9 @@ pub enum Error {
     #[error("making network namespaces needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN): run it with sudo")]
     Privilege,
     /// The kernel knows no device of this kind.
-    #[error("the kernel has no {0} devices: load the module (modprobe {0}) or use a kernel that has it built in")]
+    #[error(
+        "the kernel has no {0} devices: load the module (modprobe {0}) or use a kernel that has it built in"
+    )]
     NoSuchKind(&'static str),
     /// A name is taken.
     #[error("{0} exists already: remove it first")]

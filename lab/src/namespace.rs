@@ -1,6 +1,6 @@
 //! A network namespace with a name, as `ip netns` knows them.
 
-use crate::{Error, Result, Rtnl, cleanup, wait};
+use crate::{Error, Result, Rtnl, Veth, cleanup, wait};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -184,7 +184,8 @@ fn prepare_directory() -> Result<()> {
         _ => Error::System { what: format!("prepare {DIRECTORY}"), source: error },
     };
     fs::create_dir_all(DIRECTORY).map_err(denied)?;
-    let share = || mount(None::<&str>, DIRECTORY, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
+    let share =
+        || mount(None::<&str>, DIRECTORY, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
     match share() {
         Err(Errno::EINVAL) => {}
         other => return other.map_err(|errno| denied(errno.into())),
@@ -192,4 +193,16 @@ fn prepare_directory() -> Result<()> {
     mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .and_then(|()| share())
         .map_err(|errno| denied(errno.into()))
+}
+
+/// Why this process cannot build a lab on this machine, if so: it lacks the privilege, or the kernel lacks veth.
+pub fn obstacle() -> Option<Error> {
+    let pair = || {
+        let pid = std::process::id();
+        let (here, there) =
+            (Namespace::create(format!("uvs-{pid}-try-a"))?, Namespace::create(format!("uvs-{pid}-try-b"))?);
+        let end = |name| Veth { name, queues: 1, mtu: 1500 };
+        here.net().add_veth(end("a"), end("b"), there.fd())
+    };
+    pair().err().filter(|error| matches!(error, Error::Privilege | Error::NoSuchKind(_)))
 }

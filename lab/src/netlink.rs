@@ -5,7 +5,9 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -78,7 +80,12 @@ impl Rtnl {
     }
 
     /// Makes a veth pair: `here` in this namespace, `there` in the one `their_namespace` refers to. Both are down.
-    pub fn add_veth(&mut self, here: Veth<'_>, there: Veth<'_>, their_namespace: BorrowedFd<'_>) -> Result<()> {
+    pub fn add_veth(
+        &mut self,
+        here: Veth<'_>,
+        there: Veth<'_>,
+        their_namespace: BorrowedFd<'_>,
+    ) -> Result<()> {
         let mut peer = veth_end(there);
         peer.attributes.push(LinkAttribute::NetNsFd(their_namespace.as_raw_fd()));
         let mut link = veth_end(here);
@@ -99,7 +106,9 @@ impl Rtnl {
 
     fn add_link(&mut self, link: LinkMessage, name: &str, kind: &'static str) -> Result<()> {
         match self.change(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL) {
-            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => Err(Error::NoSuchKind(kind)),
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+                Err(Error::NoSuchKind(kind))
+            }
             other => other.map_err(Error::when(format!("make the {kind} device {name}"))),
         }
     }

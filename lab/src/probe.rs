@@ -63,7 +63,10 @@ impl RawTcp {
     pub fn send(&self, from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Result<()> {
         let segment = segment(from, to, flags);
         let target = SocketAddr::new((*to.ip()).into(), 0);
-        self.socket.send_to(&segment, target).map(drop).map_err(Error::when(format!("send a segment to {to}")))
+        self.socket
+            .send_to(&segment, target)
+            .map(drop)
+            .map_err(Error::when(format!("send a segment to {to}")))
     }
 
     /// The first arriving segment that `wanted` accepts, if one comes within `limit`.

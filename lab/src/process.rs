@@ -94,7 +94,8 @@ impl Process {
         if self.try_status().is_some() {
             return Ok(());
         }
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).map_err(Error::when(format!("send {signal}")))
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal)
+            .map_err(Error::when(format!("send {signal}")))
     }
 
     /// Asks it to end and waits until it has.

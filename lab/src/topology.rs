@@ -61,9 +61,10 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 impl Topology {
     /// Makes and wires everything; returns when every device can be used.
     pub fn build(plan: &Plan) -> Result<Self> {
-        let names = plan.names.clone().unwrap_or_else(|| {
-            format!("uvs-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed))
-        });
+        let names = plan
+            .names
+            .clone()
+            .unwrap_or_else(|| format!("uvs-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed)));
         let namespace = |role: &str| Namespace::create(format!("{names}-{role}"));
         let topology = Topology {
             client: namespace("client")?,

@@ -97,11 +97,14 @@ impl Connection {
     /// `PUT path` with the first `length` bytes of the stream.
     pub fn put(&mut self, path: &str, length: u64) -> Result<Answer> {
         let asked = self.ask("PUT", path, length).and_then(|()| send_body(&self.stream, length));
-        asked.and_then(|()| self.answer()).map_err(Error::when(format!("put to http://{}{path}", self.target)))
+        asked
+            .and_then(|()| self.answer())
+            .map_err(Error::when(format!("put to http://{}{path}", self.target)))
     }
 
     fn ask(&self, method: &str, path: &str, length: u64) -> io::Result<()> {
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n\r\n", self.target);
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {length}\r\n\r\n", self.target);
         (&*self.stream).write_all(head.as_bytes())
     }
 

@@ -159,7 +159,11 @@ impl Report {
     pub fn percentile(&self, percent: f64) -> Duration {
         let mut latencies: Vec<_> = self.samples.iter().map(|sample| sample.latency).collect();
         latencies.sort_unstable();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank among few samples")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rank among few samples"
+        )]
         let rank = (percent / 100.0 * latencies.len() as f64).ceil() as usize;
         latencies.get(rank.clamp(1, latencies.len().max(1)) - 1).copied().unwrap_or_default()
     }

@@ -94,7 +94,11 @@ impl<R: Read> Incoming<R> {
     }
 
     /// Hands the next `length` bytes to `take`, piece by piece.
-    pub(super) fn body(&mut self, length: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn body(
+        &mut self,
+        length: u64,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut left = length;
         while left > 0 {
             if self.used == self.buffer.len() && self.fill()? == 0 {
@@ -159,10 +163,14 @@ mod tests {
 
     #[test]
     fn messages_are_cut_at_their_ends_however_they_arrive() {
-        let bytes = b"PUT /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+        let bytes =
+            b"PUT /x HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nConnection: close\r\n\r\n";
         let mut incoming = Incoming::new(Trickle(bytes));
         let first = incoming.request().unwrap().unwrap();
-        assert_eq!((first.method.as_str(), first.path.as_str(), first.length, first.close), ("PUT", "/x", 5, false));
+        assert_eq!(
+            (first.method.as_str(), first.path.as_str(), first.length, first.close),
+            ("PUT", "/x", 5, false)
+        );
         let mut body = Vec::new();
         let take = |piece: &[u8]| {
             body.extend_from_slice(piece);

@@ -79,7 +79,9 @@ struct Connections(Arc<Mutex<HashMap<u64, Arc<TcpStream>>>>);
 fn open(address: SocketAddr) -> Result<TcpListener> {
     let failed = |error: io::Error| Error::System { what: format!("listen at {address}"), source: error };
     let listener = TcpListener::bind(address).map_err(failed)?;
-    Backlog::new(BACKLOG).and_then(|backlog| listen(&listener, backlog)).map_err(|errno| failed(errno.into()))?;
+    Backlog::new(BACKLOG)
+        .and_then(|backlog| listen(&listener, backlog))
+        .map_err(|errno| failed(errno.into()))?;
     Ok(listener)
 }
 
@@ -121,7 +123,12 @@ fn converse(stream: &TcpStream, answered: &AtomicU64, name: &str) -> io::Result<
     Ok(())
 }
 
-fn answer(stream: &TcpStream, incoming: &mut Incoming<&TcpStream>, request: &Head, name: &str) -> io::Result<()> {
+fn answer(
+    stream: &TcpStream,
+    incoming: &mut Incoming<&TcpStream>,
+    request: &Head,
+    name: &str,
+) -> io::Result<()> {
     match (request.method.as_str(), request.path.as_str()) {
         ("PUT" | "POST", _) => {
             let mut hash = Sha256::new();
