@@ -291,3 +291,65 @@ impl Pool {
 fn narrow(number: usize) -> u32 {
     number as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overload_has_hysteresis() {
+        // Connections one after the other, and whether overloaded after each.
+        type Life<'a> = &'a [(u32, bool)];
+        let cases: [(u32, u32, Life); 6] = [
+            (4, 2, &[(3, false), (4, true), (3, true), (2, true), (1, false), (3, false), (4, true)]),
+            (4, 4, &[(4, true), (3, false)]),
+            (8, 0, &[(8, true), (6, true), (5, false), (7, false)]),
+            (5, 0, &[(5, true), (4, true), (3, false)]),
+            (1, 0, &[(1, true), (0, false)]),
+            (0, 7, &[(1000, false), (0, false)]),
+        ];
+        for (upper, lower, lives) in cases {
+            let mut pool = Pool::default();
+            let address = SocketAddr::from(([10, 2, 0, 1], 80));
+            let slot = pool.add(Destination::new(address, 1).with_thresholds(upper, lower)).unwrap();
+            for &(connections, overloaded) in lives {
+                pool.settle(slot, connections / 2, connections - connections / 2);
+                let now = pool.get(slot).unwrap().overloaded;
+                assert_eq!(now, overloaded, "-x {upper} -y {lower}: {connections} connections");
+            }
+        }
+    }
+
+    #[test]
+    fn an_edit_looks_at_the_load_again() {
+        let mut pool = Pool::default();
+        let slot = pool.add(Destination::new(SocketAddr::from(([10, 2, 0, 1], 80)), 1)).unwrap();
+        pool.settle(slot, 5, 0);
+        // (upper, lower, overloaded after the edit)
+        for (upper, lower, overloaded) in
+            [(5, 2, true), (9, 5, true), (9, 6, false), (9, 5, false), (4, 0, true), (0, 0, false)]
+        {
+            assert!(pool.edit(slot, 1, upper, lower));
+            assert_eq!(pool.get(slot).unwrap().overloaded, overloaded, "-x {upper} -y {lower}");
+        }
+    }
+
+    #[test]
+    fn an_active_connection_weighs_257() {
+        let address = SocketAddr::from(([10, 2, 0, 1], 80));
+        for (active, inactive, overhead) in [(0, 0, 0), (0, 1, 1), (1, 0, 257), (2, 3, 517)] {
+            assert_eq!(Destination { active, inactive, ..Destination::new(address, 1) }.overhead(), overhead);
+        }
+        let full = Destination { active: u32::MAX, inactive: u32::MAX, ..Destination::new(address, 1) };
+        assert_eq!((full.overhead(), full.total()), (258 * u64::from(u32::MAX), u32::MAX));
+    }
+
+    #[test]
+    fn a_weight_is_an_int_of_the_kernel() {
+        let mut pool = Pool::default();
+        let slot = pool.add(Destination::new(SocketAddr::from(([10, 2, 0, 1], 80)), u32::MAX)).unwrap();
+        assert_eq!(pool.get(slot).unwrap().weight, 0x7fff_ffff);
+        assert!(pool.edit(slot, 0x8000_0000, 0, 0));
+        assert_eq!(pool.get(slot).unwrap().weight, 0x7fff_ffff);
+    }
+}

@@ -48,6 +48,39 @@ pub enum RegistryError {
 type Factory = Box<dyn Fn() -> Box<dyn Scheduler> + Send + Sync>;
 
 /// The schedulers a director offers: those of this crate and any that a user adds.
+///
+/// A scheduler of your own needs no more than a choice; it may walk the pool:
+///
+/// ```
+/// use uvs_schedulers::{Balancer, Destination, Pool, Registry, Request, Scheduler, Slot};
+///
+/// /// The real server with the fewest connections per core, where the weight tells the cores; the first of equals.
+/// #[derive(Debug)]
+/// struct FewestPerCore;
+///
+/// impl Scheduler for FewestPerCore {
+///     fn choose(&mut self, pool: &Pool, _request: &Request) -> Option<Slot> {
+///         let usable = pool.iter().filter(|(_, destination)| destination.usable());
+///         let fewest = usable.min_by_key(|(_, destination)| destination.total() / destination.weight);
+///         fewest.map(|(slot, _)| slot)
+///     }
+/// }
+///
+/// let mut registry = Registry::default();
+/// registry.register("fewest-per-core", || Box::new(FewestPerCore))?;
+///
+/// let mut service = Balancer::new(registry.make("fewest-per-core")?);
+/// let small = service.add(Destination::new("10.2.0.1:80".parse()?, 1))?;
+/// let large = service.add(Destination::new("10.2.0.2:80".parse()?, 8))?;
+/// let request = Request::new("10.1.0.1:1024".parse()?, "10.0.0.1:80".parse()?);
+/// for _ in 0..9 {
+///     let slot = service.choose(&request).ok_or("no real server")?;
+///     service.bind(slot, true);
+/// }
+/// assert_eq!(service.pool().get(large).map(Destination::total), Some(8));
+/// assert_eq!(service.pool().get(small).map(Destination::total), Some(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Registry {
     factories: BTreeMap<String, Factory>,
 }
@@ -97,5 +130,26 @@ impl Registry {
     /// The names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.factories.keys().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let mut registry = Registry::default();
+        for (name, _) in BUILT_IN {
+            assert!(by_name(name).is_some() && registry.make(name).is_ok(), "{name}");
+        }
+        assert!(by_name("nosuch").is_none());
+        assert_eq!(
+            registry.make("nosuch").unwrap_err().to_string(),
+            "no scheduler is called `nosuch`: choose one of lc, rr, wlc, wrr"
+        );
+        assert_eq!(registry.register("rr", make::<RoundRobin>), Err(RegistryError::Taken("rr".to_owned())));
+        assert_eq!(registry.register("mine", make::<RoundRobin>), Ok(()));
+        assert_eq!(registry.names().collect::<Vec<_>>(), ["lc", "mine", "rr", "wlc", "wrr"]);
     }
 }
