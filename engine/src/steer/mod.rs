@@ -1,1 +1,135 @@
-//! To be written.
+//! Which frames are ours: the XDP program, the guard, and the way back to the kernel.
+//!
+//! [`Steering`] holds the services and real servers in maps of the kernel. Its XDP program, one per device, hands their
+//! frames to the AF_XDP socket of the queue they came on and leaves everything else to the kernel untouched, under any
+//! load. The [`Guard`] stands behind it: when the process dies, the kernel does not answer what was ours.
+//!
+//! The order in which they are set up matters: the services, the guard, the sockets, and the XDP program last, so that
+//! no frame of ours meets the kernel in between.
+//!
+//! Programs are assembled here and loaded by `bpf(2)`: no compiler, no library, no binary. Kernel 5.15 or later.
+
+// The kernel is spoken to in its own structures.
+#![allow(unsafe_code)]
+
+pub mod asm;
+mod attach;
+pub mod bpf;
+mod error;
+pub mod guard;
+mod key;
+mod maps;
+mod netlink;
+mod parse;
+pub mod program;
+
+pub use attach::{Attachment, DryRun, Mode, WantedMode};
+pub use error::SteerError;
+pub use guard::Guard;
+pub use key::Key;
+
+use maps::{Set, Sets};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// The services and real servers whose frames are ours, as the programs in the kernel know them.
+///
+/// A change is in effect on every device, and for the guard, when its call returns. Services and replies may be added
+/// several times (virtual services share addresses, and real servers): each stays until it was removed as often.
+#[derive(Debug)]
+pub struct Steering {
+    sets: Sets,
+}
+
+/// How much a [`Steering`] holds; addresses alone count as keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Keys of services.
+    pub services: usize,
+    /// Keys of real servers whose replies are translated.
+    pub replies: usize,
+    /// Addresses of this host.
+    pub locals: usize,
+}
+
+impl Steering {
+    /// Steers nothing yet.
+    pub fn new() -> Result<Self, SteerError> {
+        Ok(Steering { sets: Sets::new()? })
+    }
+
+    /// Takes frames to `address`, `port` (0: every port) and `protocol` (IANA number of TCP or UDP), ICMP errors about
+    /// them, and fragments to `address`.
+    pub fn add_service(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
+        self.add(Set::Services, address, port, protocol)
+    }
+
+    /// Undoes one [`Steering::add_service`]. Says whether there was one.
+    pub fn remove_service(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<bool, SteerError> {
+        self.remove(Set::Services, address, port, protocol)
+    }
+
+    /// Takes frames from the real server's `address`, `port` (0: every port) and `protocol` that do not go to this host,
+    /// ICMP errors about packets to it, and fragments from `address`.
+    pub fn add_reply(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
+        self.add(Set::Replies, address, port, protocol)
+    }
+
+    /// Undoes one [`Steering::add_reply`]. Says whether there was one.
+    pub fn remove_reply(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<bool, SteerError> {
+        self.remove(Set::Replies, address, port, protocol)
+    }
+
+    /// Says which addresses this host has: frames from real servers to these are the kernel's.
+    pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), SteerError> {
+        self.sets.set(Set::Locals, addresses.into_iter().map(Key::address))
+    }
+
+    /// How much there is.
+    pub fn keys(&self) -> Keys {
+        Keys {
+            services: self.sets.len(Set::Services),
+            replies: self.sets.len(Set::Replies),
+            locals: self.sets.len(Set::Locals),
+        }
+    }
+
+    /// Puts the program on a device of this thread's network namespace. `sockets` are the device's AF_XDP sockets by
+    /// queue, with their fill rings filled: frames flow at once. A queue without a socket leaves its frames to the
+    /// kernel.
+    pub fn attach(
+        &self,
+        ifindex: u32,
+        mode: WantedMode,
+        sockets: &[(u32, BorrowedFd<'_>)],
+    ) -> Result<Attachment, SteerError> {
+        Attachment::new(self.sets.slots().as_fd(), ifindex, mode, sockets)
+    }
+
+    /// The XDP program without a device, to ask it what it would do with a frame.
+    pub fn dry_run(&self) -> Result<DryRun, SteerError> {
+        DryRun::new(self.sets.slots().as_fd())
+    }
+
+    fn add(&mut self, set: Set, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
+        let key = steerable(address, port, protocol)?;
+        self.sets.claim(set, Key::address(address))?;
+        if let Err(error) = self.sets.claim(set, key) {
+            self.sets.release(set, Key::address(address))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, set: Set, address: IpAddr, port: u16, protocol: u8) -> Result<bool, SteerError> {
+        let key = steerable(address, port, protocol)?;
+        Ok(self.sets.release(set, key)? && self.sets.release(set, Key::address(address))?)
+    }
+}
+
+fn steerable(address: IpAddr, port: u16, protocol: u8) -> Result<Key, SteerError> {
+    match i32::from(protocol) {
+        libc::IPPROTO_TCP | libc::IPPROTO_UDP => Ok(Key::new(address, port, protocol)),
+        _ => Err(SteerError::Protocol(protocol)),
+    }
+}

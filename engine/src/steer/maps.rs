@@ -1,0 +1,196 @@
+//! The sets of keys that the programs look frames up in: a map of maps in the kernel, and the truth in this process.
+//!
+//! Each set is a hash map behind one slot of an array of maps. A set that is full is copied into a bigger map, which
+//! then takes the slot; programs that run meanwhile see the old or the new map, both complete. All programs (the XDP
+//! program of every device, the guard) name the array, so that they share the sets and never need loading again.
+
+use super::bpf::{Map, MapKind};
+use super::error::SteerError;
+use super::key::Key;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::fd::AsFd;
+
+/// What a set is for; the number is its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Set {
+    /// Virtual services: (address, port, protocol), (address, any port, protocol), and their addresses alone.
+    Services = 0,
+    /// Real servers whose replies need translation: as [`Set::Services`].
+    Replies = 1,
+    /// Addresses of this host, alone.
+    Locals = 2,
+}
+
+/// What a new set has room for.
+const FIRST: u32 = 1 << 10;
+/// How many times bigger a set becomes when it is full.
+const GROWTH: u32 = 4;
+
+/// All sets, and the array that the programs name.
+#[derive(Debug)]
+pub(super) struct Sets {
+    slots: Map<u32, u32>,
+    sets: [Contents; 3],
+}
+
+/// One set: who put how many claims on each key, and the kernel's copy of the keys.
+#[derive(Debug)]
+struct Contents {
+    name: &'static str,
+    claims: HashMap<Key, u32>,
+    map: Map<Key, u8>,
+    capacity: u32,
+}
+
+impl Sets {
+    pub(super) fn new() -> Result<Self, SteerError> {
+        let sets =
+            [Contents::new("uvs_services")?, Contents::new("uvs_replies")?, Contents::new("uvs_locals")?];
+        let slots = Map::create(MapKind::ArrayOfMaps, 3, "uvs_sets", Some(sets[0].map.as_fd()))?;
+        for (slot, contents) in (0..).zip(&sets) {
+            put(&slots, slot, &contents.map)?;
+        }
+        Ok(Sets { slots, sets })
+    }
+
+    /// The array of the sets.
+    pub(super) fn slots(&self) -> &Map<u32, u32> {
+        &self.slots
+    }
+
+    /// How many keys a set has.
+    pub(super) fn len(&self, set: Set) -> usize {
+        self.sets[set as usize].claims.len()
+    }
+
+    /// Claims a key. The first claim puts it into the kernel's map.
+    pub(super) fn claim(&mut self, set: Set, key: Key) -> Result<(), SteerError> {
+        let contents = &mut self.sets[set as usize];
+        if contents.claims.len() >= contents.capacity as usize && !contents.claims.contains_key(&key) {
+            let bigger = contents.bigger()?;
+            put(&self.slots, set as u32, &bigger)?;
+            contents.capacity *= GROWTH;
+            contents.map = bigger;
+        }
+        match contents.claims.entry(key) {
+            Entry::Occupied(mut claims) => *claims.get_mut() += 1,
+            Entry::Vacant(vacant) => {
+                let doing = || format!("add a key to the map {}", contents.name);
+                contents.map.insert(&key, &1).map_err(|source| SteerError::os(doing(), source))?;
+                vacant.insert(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a claim back; the last one takes the key out of the kernel's map. Says whether there was a claim.
+    pub(super) fn release(&mut self, set: Set, key: Key) -> Result<bool, SteerError> {
+        let contents = &mut self.sets[set as usize];
+        let Entry::Occupied(mut claims) = contents.claims.entry(key) else { return Ok(false) };
+        if *claims.get() > 1 {
+            *claims.get_mut() -= 1;
+            return Ok(true);
+        }
+        let doing = || format!("remove a key from the map {}", contents.name);
+        contents.map.remove(&key).map_err(|source| SteerError::os(doing(), source))?;
+        claims.remove();
+        Ok(true)
+    }
+
+    /// Makes a set hold exactly `keys`, one claim each.
+    pub(super) fn set(&mut self, set: Set, keys: impl IntoIterator<Item = Key>) -> Result<(), SteerError> {
+        let mut gone = std::mem::take(&mut self.sets[set as usize].claims);
+        let mut new = Vec::new();
+        for key in keys {
+            match gone.remove(&key) {
+                Some(claims) => drop(self.sets[set as usize].claims.insert(key, claims)),
+                None if self.sets[set as usize].claims.contains_key(&key) => {}
+                None => new.push(key),
+            }
+        }
+        let stale: Vec<Key> = gone.keys().copied().collect();
+        self.sets[set as usize].claims.extend(gone);
+        for key in new {
+            if !self.sets[set as usize].claims.contains_key(&key) {
+                self.claim(set, key)?;
+            }
+        }
+        for key in stale {
+            self.release(set, key)?;
+        }
+        Ok(())
+    }
+}
+
+impl Contents {
+    fn new(name: &'static str) -> Result<Self, SteerError> {
+        let map = Map::create(MapKind::Hash, FIRST, name, None)?;
+        Ok(Contents { name, claims: HashMap::new(), map, capacity: FIRST })
+    }
+
+    /// A map with the same keys and more room.
+    fn bigger(&self) -> Result<Map<Key, u8>, SteerError> {
+        let bigger = Map::create(MapKind::Hash, self.capacity * GROWTH, self.name, None)?;
+        let keys: Vec<Key> = self.claims.keys().copied().collect();
+        let doing = || format!("copy the map {} into a bigger one", self.name);
+        bigger.insert_all(&keys, &vec![1; keys.len()]).map_err(|source| SteerError::os(doing(), source))?;
+        Ok(bigger)
+    }
+}
+
+fn put(slots: &Map<u32, u32>, slot: u32, map: &Map<Key, u8>) -> Result<(), SteerError> {
+    use std::os::fd::AsRawFd;
+    slots
+        .insert(&slot, &map.as_raw_fd().cast_unsigned())
+        .map_err(|source| SteerError::os("put a map into the map of maps", source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(index: u32) -> Key {
+        Key::address(std::net::Ipv4Addr::from_bits(index).into())
+    }
+
+    #[test]
+    fn a_key_stays_until_its_last_claim_goes() {
+        let mut sets = Sets::new().unwrap();
+        let there = |sets: &Sets| sets.sets[0].map.get(&key(1)).unwrap().is_some();
+        sets.claim(Set::Services, key(1)).unwrap();
+        sets.claim(Set::Services, key(1)).unwrap();
+        assert!(there(&sets));
+        assert!(sets.release(Set::Services, key(1)).unwrap());
+        assert!(there(&sets));
+        assert!(sets.release(Set::Services, key(1)).unwrap());
+        assert!(!there(&sets));
+        assert!(!sets.release(Set::Services, key(1)).unwrap());
+        assert_eq!(sets.len(Set::Services), 0);
+    }
+
+    #[test]
+    fn setting_changes_only_the_difference() {
+        let mut sets = Sets::new().unwrap();
+        for (keys, expected) in [(vec![1, 2, 2], vec![1, 2]), (vec![2, 3], vec![2, 3]), (vec![], vec![])] {
+            sets.set(Set::Locals, keys.into_iter().map(key)).unwrap();
+            let there: Vec<u32> =
+                (1..4).filter(|&i| sets.sets[2].map.get(&key(i)).unwrap().is_some()).collect();
+            assert_eq!(there, expected);
+            assert_eq!(sets.len(Set::Locals), expected.len());
+        }
+    }
+
+    #[test]
+    fn a_full_set_grows() {
+        let mut sets = Sets::new().unwrap();
+        let many = FIRST * GROWTH + 1;
+        for index in 0..many {
+            sets.claim(Set::Replies, key(index)).unwrap();
+        }
+        let contents = &sets.sets[1];
+        assert_eq!(contents.capacity, FIRST * GROWTH * GROWTH);
+        assert!((0..many).all(|index| contents.map.get(&key(index)).unwrap().is_some()));
+    }
+}
