@@ -1,0 +1,355 @@
+//! The steering programs, run by the kernel over frames (`BPF_PROG_TEST_RUN`). Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+#[path = "steer/frames.rs"]
+mod frames;
+
+use frames::*;
+use std::net::{IpAddr, SocketAddr};
+use uvs_engine::steer::{DryRun, Keys, SteerError, Steering};
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// Two services of each family, one of any port; a real server of each; two addresses of this host.
+fn example() -> Steering {
+    let mut steering = Steering::new().unwrap();
+    for (address, port, protocol) in
+        [("192.0.2.1", 80, TCP), ("192.0.2.2", 0, UDP), ("2001:db8::1", 80, TCP), ("2001:db8::2", 0, UDP)]
+    {
+        steering.add_service(ip(address), port, protocol).unwrap();
+    }
+    for (address, port, protocol) in
+        [("10.0.0.10", 8080, TCP), ("10.0.0.11", 0, UDP), ("fd00::10", 8080, TCP), ("fd00::11", 0, UDP)]
+    {
+        steering.add_reply(ip(address), port, protocol).unwrap();
+    }
+    steering.set_local([ip("10.0.0.1"), ip("192.0.2.1"), ip("fd00::1")]).unwrap();
+    steering
+}
+
+const OURS: bool = true;
+const THEIRS: bool = false;
+
+fn check(steering: &Steering, table: &[(&str, Vec<u8>, bool)]) {
+    let program = steering.dry_run().unwrap();
+    for (what, frame, expected) in table {
+        assert_eq!(program.takes(frame).unwrap(), *expected, "{what}");
+    }
+}
+
+fn plain(protocol: u8, source: &str, destination: &str) -> Vec<u8> {
+    frame(&packet(protocol, at(source), at(destination)))
+}
+
+#[test]
+fn services_by_address_port_and_protocol() {
+    let client4 = "198.51.100.7:4000";
+    let client6 = "[2001:db8:f::7]:4000";
+    let to_group = {
+        let mut frame = plain(TCP, client4, "192.0.2.1:80");
+        frame[0] |= 1;
+        frame
+    };
+    check(
+        &example(),
+        &[
+            ("exact port", plain(TCP, client4, "192.0.2.1:80"), OURS),
+            ("another port", plain(TCP, client4, "192.0.2.1:22"), THEIRS),
+            ("another protocol", plain(UDP, client4, "192.0.2.1:80"), THEIRS),
+            ("another address", plain(TCP, client4, "192.0.2.3:80"), THEIRS),
+            ("any port", plain(UDP, client4, "192.0.2.2:9"), OURS),
+            ("any port, another protocol", plain(TCP, client4, "192.0.2.2:9"), THEIRS),
+            ("IPv6, exact port", plain(TCP, client6, "[2001:db8::1]:80"), OURS),
+            ("IPv6, another port", plain(TCP, client6, "[2001:db8::1]:81"), THEIRS),
+            ("IPv6, any port", plain(UDP, client6, "[2001:db8::2]:9"), OURS),
+            ("IPv6, a mapped address is not IPv4", plain(TCP, client6, "[::ffff:192.0.2.1]:80"), THEIRS),
+            ("from the service", plain(TCP, "192.0.2.1:80", client4), THEIRS),
+            ("to a group of stations", to_group, THEIRS),
+        ],
+    );
+}
+
+#[test]
+fn replies_unless_they_are_for_this_host() {
+    let client4 = "198.51.100.7:4000";
+    check(
+        &example(),
+        &[
+            ("a reply to a client", plain(TCP, "10.0.0.10:8080", client4), OURS),
+            ("to this host", plain(TCP, "10.0.0.10:8080", "10.0.0.1:4000"), THEIRS),
+            ("to a VIP that this host has", plain(TCP, "10.0.0.10:8080", "192.0.2.1:4000"), THEIRS),
+            ("to a service, from a real server", plain(TCP, "10.0.0.10:8080", "192.0.2.1:80"), OURS),
+            ("from another port", plain(TCP, "10.0.0.10:22", client4), THEIRS),
+            ("from any port", plain(UDP, "10.0.0.11:5353", client4), OURS),
+            ("from any port, to this host", plain(UDP, "10.0.0.11:5353", "10.0.0.1:9"), THEIRS),
+            ("to the real server", plain(TCP, client4, "10.0.0.10:8080"), THEIRS),
+            ("IPv6", plain(TCP, "[fd00::10]:8080", "[2001:db8:f::7]:4000"), OURS),
+            ("IPv6, to this host", plain(TCP, "[fd00::10]:8080", "[fd00::1]:4000"), THEIRS),
+            ("IPv6, from any port", plain(UDP, "[fd00::11]:1", "[2001:db8:f::7]:4000"), OURS),
+        ],
+    );
+}
+
+#[test]
+fn headers_in_between() {
+    let client4 = ip4("198.51.100.7");
+    let vip4 = ip4("192.0.2.1");
+    let (client6, vip6) = (ip6("2001:db8:f::7"), ip6("2001:db8::1"));
+    let to_vip = |port| segment(TCP, 4000, port);
+    let options = |length| frame(&ipv4(client4, vip4, TCP, 0, &vec![1; length], &to_vip(80)));
+    let over6 = |next, payload: &[u8]| frame(&ipv6(client6, vip6, next, payload));
+    let chain = |count| {
+        let inner = (1..count).fold(extension(TCP, 1, &to_vip(80)), |rest, _| extension(60, 1, &rest));
+        over6(60, &inner)
+    };
+    check(
+        &example(),
+        &[
+            ("802.1Q", tagged(0x8100, options(0)), OURS),
+            ("802.1ad", tagged(0x88a8, options(0)), OURS),
+            ("two tags", tagged(0x88a8, tagged(0x8100, options(0))), OURS),
+            ("three tags", tagged(0x88a8, tagged(0x8100, tagged(0x8100, options(0)))), THEIRS),
+            ("a tag and another port", tagged(0x8100, plain(TCP, "198.51.100.7:1", "192.0.2.1:22")), THEIRS),
+            ("a tag and IPv6", tagged(0x8100, over6(TCP, &to_vip(80))), OURS),
+            ("4 bytes of options", options(4), OURS),
+            ("40 bytes of options", options(40), OURS),
+            ("hop-by-hop options", over6(0, &extension(TCP, 1, &to_vip(80))), OURS),
+            ("routing header", over6(43, &extension(TCP, 3, &to_vip(80))), OURS),
+            ("destination options", over6(60, &extension(TCP, 2, &to_vip(80))), OURS),
+            ("long options", over6(60, &extension(TCP, 100, &to_vip(80))), OURS),
+            ("hop-by-hop, then routing", over6(0, &extension(43, 1, &extension(TCP, 2, &to_vip(80)))), OURS),
+            ("extension and another port", over6(0, &extension(TCP, 1, &to_vip(81))), THEIRS),
+            ("six extension headers", chain(6), OURS),
+            ("seven extension headers", chain(7), THEIRS),
+            ("authentication header", over6(51, &extension(TCP, 2, &to_vip(80))), THEIRS),
+            ("no next header", over6(59, &to_vip(80)), THEIRS),
+        ],
+    );
+}
+
+#[test]
+fn errors_by_what_they_quote() {
+    let (router4, client4) = (ip("203.0.113.1"), "198.51.100.7:4000");
+    let (router6, client6) = (ip("2001:db8:e::1"), "[2001:db8:f::7]:4000");
+    let error = |kind, from: IpAddr, to: &str, quoted: &[u8]| frame(&icmp_error(kind, from, ip(to), quoted));
+    let answer4 = packet(TCP, at("192.0.2.1:80"), at(client4));
+    let request4 = packet(TCP, at(client4), at("10.0.0.10:8080"));
+    let answer6 = packet(TCP, at("[2001:db8::1]:80"), at(client6));
+    let request6 = packet(TCP, at(client6), at("[fd00::10]:8080"));
+    let own4 = packet(TCP, at("10.0.0.1:4000"), at("10.0.0.10:8080"));
+    let later = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0x2001, &[], &segment(TCP, 80, 4000));
+    let first = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0x2000, &[], &segment(TCP, 80, 4000));
+    let options = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0, &[1; 8], &segment(TCP, 80, 4000));
+    let extended =
+        ipv6(ip6("2001:db8::1"), ip6("2001:db8:f::7"), 60, &extension(TCP, 2, &segment(TCP, 80, 1)));
+    let about_error = icmp_error(3, router4, ip("192.0.2.1"), &answer4);
+    let mut table = vec![
+        ("about the service's answer", error(3, router4, "192.0.2.1", &answer4), OURS),
+        ("8 bytes quoted", error(3, router4, "192.0.2.1", &answer4[..28]), OURS),
+        ("7 bytes quoted are enough for ports", error(3, router4, "192.0.2.1", &answer4[..27]), OURS),
+        ("ports cut off", error(3, router4, "192.0.2.1", &answer4[..23]), THEIRS),
+        (
+            "about another port's answer",
+            error(3, router4, "192.0.2.1", &packet(TCP, at("192.0.2.1:22"), at(client4))),
+            THEIRS,
+        ),
+        ("about a request to a real server", error(3, ip("10.0.0.10"), "198.51.100.7", &request4), OURS),
+        ("about this host's own request", error(3, ip("10.0.0.10"), "10.0.0.1", &own4), THEIRS),
+        ("a later fragment quoted", error(11, router4, "192.0.2.1", &later), THEIRS),
+        ("a first fragment quoted", error(11, router4, "192.0.2.1", &first), OURS),
+        ("options quoted", error(3, router4, "192.0.2.1", &options), OURS),
+        ("ICMP quoted", error(3, router4, "192.0.2.1", &about_error), THEIRS),
+        (
+            "an any-port service's answer",
+            error(3, router4, "192.0.2.2", &packet(UDP, at("192.0.2.2:7"), at(client4))),
+            OURS,
+        ),
+        ("IPv6, the service's answer", error(2, router6, "2001:db8::1", &answer6), OURS),
+        ("IPv6, a request to a real server", error(1, router6, "2001:db8:f::7", &request6), OURS),
+        ("IPv6, extension header quoted", error(1, router6, "2001:db8::1", &extended), OURS),
+        ("IPv6, cut off", error(1, router6, "2001:db8::1", &answer6[..43]), THEIRS),
+    ];
+    for kind in 0..=255 {
+        let errors4 = [3, 4, 11, 12].contains(&kind);
+        let errors6 = (1..=4).contains(&kind);
+        table.push(("ICMP type", error(kind, router4, "192.0.2.1", &answer4), errors4));
+        table.push(("ICMPv6 type", error(kind, router6, "2001:db8::1", &answer6), errors6));
+    }
+    check(&example(), &table);
+}
+
+#[test]
+fn fragments_by_address() {
+    let (client, server, host) = (ip4("198.51.100.7"), ip4("10.0.0.10"), ip4("10.0.0.1"));
+    let (vip, other) = (ip4("192.0.2.1"), ip4("192.0.2.9"));
+    let cut = |from, to, protocol, field| frame(&ipv4(from, to, protocol, field, &[], &[0; 24]));
+    let (client6, vip6, server6) = (ip6("2001:db8:f::7"), ip6("2001:db8::1"), ip6("fd00::10"));
+    let cut6 = |from, to, next, field: u16| frame(&ipv6(from, to, 44, &fragment6(next, field, &[0; 24])));
+    let whole = fragment6(TCP, 0, &segment(TCP, 4000, 80));
+    check(
+        &example(),
+        &[
+            ("first, to a VIP", cut(client, vip, UDP, 0x2000), OURS),
+            ("middle, to a VIP", cut(client, vip, UDP, 0x2010), OURS),
+            ("last, to a VIP", cut(client, vip, TCP, 0x0010), OURS),
+            ("to another address", cut(client, other, UDP, 0x2000), THEIRS),
+            ("of a ping to a VIP", cut(client, vip, 1, 0x2000), THEIRS),
+            ("of a tunnel to a VIP", cut(client, vip, 47, 0x0010), THEIRS),
+            ("from a real server", cut(server, client, UDP, 0x0010), OURS),
+            ("from a real server to this host", cut(server, host, UDP, 0x0010), THEIRS),
+            ("not to be fragmented is no fragment", cut(client, vip, UDP, 0x4000), THEIRS),
+            ("IPv6, first", cut6(client6, vip6, UDP, 1), OURS),
+            ("IPv6, last", cut6(client6, vip6, TCP, 0x0010), OURS),
+            ("IPv6, options in the fragment", cut6(client6, vip6, 60, 1), OURS),
+            ("IPv6, of a ping", cut6(client6, vip6, 58, 1), THEIRS),
+            ("IPv6, from a real server", cut6(server6, client6, UDP, 0x0011), OURS),
+            ("IPv6, from a real server to this host", cut6(server6, ip6("fd00::1"), UDP, 1), THEIRS),
+            ("IPv6, all in one fragment", frame(&ipv6(client6, vip6, 44, &whole)), OURS),
+            (
+                "IPv6, all in one fragment, another port",
+                frame(&ipv6(client6, vip6, 44, &fragment6(TCP, 0, &segment(TCP, 4000, 81)))),
+                THEIRS,
+            ),
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_packet_of_ours() {
+    let broken = |byte: usize, value: u8| {
+        let mut frame = plain(TCP, "198.51.100.7:1", "192.0.2.1:80");
+        frame[byte] = value;
+        frame
+    };
+    check(
+        &example(),
+        &[
+            ("ARP", ethernet(0x0806, &[0; 46]), THEIRS),
+            ("LLDP", ethernet(0x88cc, &[0; 46]), THEIRS),
+            ("802.3 length", ethernet(46, &[0; 46]), THEIRS),
+            ("IP version 6 in an IPv4 frame", broken(14, 0x65), THEIRS),
+            ("header length 16", broken(14, 0x44), THEIRS),
+            ("header length beyond the frame", broken(14, 0x4f), THEIRS),
+            ("GRE", broken(23, 47), THEIRS),
+            ("echo request", broken(23, 1), THEIRS),
+            ("ICMPv6 over IPv4", broken(23, 58), THEIRS),
+        ],
+    );
+}
+
+/// A frame that ends too early passes, wherever it ends. Below 14 bytes the kernel itself refuses it.
+#[test]
+fn truncated_anywhere() {
+    let steering = example();
+    let program = steering.dry_run().unwrap();
+    let quoted6 = packet(TCP, at("[2001:db8::1]:80"), at("[2001:db8:f::7]:4000"));
+    let over6 = extension(60, 1, &extension(TCP, 2, &segment(TCP, 4000, 80)));
+    let frames = [
+        ("IPv4", plain(TCP, "198.51.100.7:4000", "192.0.2.1:80"), 14 + 20 + 4),
+        (
+            "tags",
+            tagged(0x8100, tagged(0x8100, plain(TCP, "198.51.100.7:4000", "192.0.2.1:80"))),
+            22 + 20 + 4,
+        ),
+        ("IPv6", plain(TCP, "[2001:db8:f::7]:4000", "[2001:db8::1]:80"), 14 + 40 + 4),
+        ("extensions", frame(&ipv6(ip6("2001:db8:f::7"), ip6("2001:db8::1"), 0, &over6)), 14 + 40 + 24 + 4),
+        (
+            "ICMPv6",
+            frame(&icmp_error(1, ip("2001:db8:e::1"), ip("2001:db8::1"), &quoted6)),
+            14 + 40 + 8 + 40 + 4,
+        ),
+    ];
+    for (what, frame, enough) in frames {
+        for length in 0..=frame.len() {
+            let result = program.takes(&frame[..length]);
+            match length {
+                0..14 => {
+                    assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL), "{what} {length}");
+                }
+                _ if length < enough => assert_eq!(result.unwrap(), THEIRS, "{what}, {length} bytes"),
+                _ => assert_eq!(result.unwrap(), OURS, "{what}, {length} bytes"),
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_take_effect_at_once() {
+    let mut steering = Steering::new().unwrap();
+    let program = steering.dry_run().unwrap();
+    let request = plain(TCP, "198.51.100.7:4000", "192.0.2.1:80");
+    let reply = plain(TCP, "10.0.0.10:80", "198.51.100.7:4000");
+    let is = |program: &DryRun, frame: &[u8], expected| assert_eq!(program.takes(frame).unwrap(), expected);
+
+    is(&program, &request, THEIRS);
+    steering.add_service(ip("192.0.2.1"), 80, TCP).unwrap();
+    steering.add_service(ip("192.0.2.1"), 80, TCP).unwrap();
+    is(&program, &request, OURS);
+    assert!(steering.remove_service(ip("192.0.2.1"), 80, TCP).unwrap());
+    is(&program, &request, OURS);
+    assert!(steering.remove_service(ip("192.0.2.1"), 80, TCP).unwrap());
+    is(&program, &request, THEIRS);
+    assert!(!steering.remove_service(ip("192.0.2.1"), 80, TCP).unwrap());
+
+    steering.add_reply(ip("10.0.0.10"), 80, TCP).unwrap();
+    is(&program, &reply, OURS);
+    steering.set_local([ip("198.51.100.7")]).unwrap();
+    is(&program, &reply, THEIRS);
+    steering.set_local([]).unwrap();
+    is(&program, &reply, OURS);
+    assert!(steering.remove_reply(ip("10.0.0.10"), 80, TCP).unwrap());
+    is(&program, &reply, THEIRS);
+    assert_eq!(steering.keys(), Keys { services: 0, replies: 0, locals: 0 });
+}
+
+#[test]
+fn only_protocols_with_ports() {
+    let mut steering = Steering::new().unwrap();
+    for protocol in [0, 1, 58, 132] {
+        let refused = steering.add_service(ip("192.0.2.1"), 80, protocol);
+        assert!(matches!(refused, Err(SteerError::Protocol(p)) if p == protocol));
+    }
+}
+
+/// A program that runs while its sets grow finds every key that was there. `UVS_STEER_KEYS` sets how many.
+#[test]
+fn grows_without_a_restart() {
+    let keys: u32 = std::env::var("UVS_STEER_KEYS").map_or(20_000, |text| text.parse().unwrap());
+    let mut steering = Steering::new().unwrap();
+    let program = steering.dry_run().unwrap();
+    let server =
+        |index: u32| SocketAddr::new(std::net::Ipv4Addr::from_bits(0x0a00_0000 + index / 8).into(), 80);
+    let client = at("198.51.100.7:4000");
+    let started = std::time::Instant::now();
+    for index in 0..keys {
+        let port = 80 + u16::try_from(index % 8).unwrap();
+        steering.add_reply(server(index).ip(), port, TCP).unwrap();
+        if index.is_power_of_two() {
+            let frame = frame(&packet(TCP, server(0), client));
+            assert_eq!(program.takes(&frame).unwrap(), OURS, "after {index} keys");
+        }
+    }
+    println!("{keys} keys in {:?}", started.elapsed());
+    for index in (0..keys).step_by(997) {
+        let from = SocketAddr::new(server(index).ip(), 80 + u16::try_from(index % 8).unwrap());
+        assert_eq!(program.takes(&frame(&packet(TCP, from, client))).unwrap(), OURS, "key {index}");
+    }
+    let absent = SocketAddr::new(server(keys + 8).ip(), 80);
+    assert_eq!(program.takes(&frame(&packet(TCP, absent, client))).unwrap(), THEIRS);
+    assert_eq!(steering.keys().replies, (keys + keys.div_ceil(8)) as usize);
+}
+
+fn ip4(text: &str) -> std::net::Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn ip6(text: &str) -> std::net::Ipv6Addr {
+    text.parse().unwrap()
+}

@@ -1,0 +1,104 @@
+//! Frames, header by header, as a sender would put them together.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// An Ethernet frame to one station.
+pub(crate) fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// An Ethernet frame around an IP packet of either version.
+pub(crate) fn frame(packet: &[u8]) -> Vec<u8> {
+    ethernet(if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd }, packet)
+}
+
+/// Puts a VLAN tag of this kind (0x8100 or 0x88a8) into a frame, in front of tags that it has.
+pub(crate) fn tagged(kind: u16, mut frame: Vec<u8>) -> Vec<u8> {
+    let [a, b] = kind.to_be_bytes();
+    frame.splice(12..12, [a, b, 0, 100]);
+    frame
+}
+
+/// A TCP or UDP segment without payload. Checksums are zero: steering does not look at them.
+pub(crate) fn segment(protocol: u8, source: u16, destination: u16) -> Vec<u8> {
+    let mut segment = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    segment.resize(if protocol == TCP { 20 } else { 8 }, 0);
+    segment
+}
+
+/// An IPv4 packet. `fragment` is the field of flags and offset; `options` are of whole words.
+pub(crate) fn ipv4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    fragment: u16,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let words = u8::try_from(5 + options.len() / 4).unwrap();
+    let length = u16::try_from(20 + options.len() + payload.len()).unwrap();
+    let mut packet = vec![0x40 | words, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([0x12, 0x34]);
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(options);
+    packet.extend(payload);
+    packet
+}
+
+/// An IPv6 packet whose first header after the fixed one is `next`.
+pub(crate) fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// An extension header of `8 * units` bytes in front of `rest`.
+pub(crate) fn extension(next: u8, units: u8, rest: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 8 * usize::from(units)];
+    header[0] = next;
+    header[1] = units - 1;
+    header.extend(rest);
+    header
+}
+
+/// A fragment header in front of `rest`; `field` is the offset and the flag for more.
+pub(crate) fn fragment6(next: u8, field: u16, rest: &[u8]) -> Vec<u8> {
+    let [high, low] = field.to_be_bytes();
+    [&[next, 0, high, low, 0, 0, 0, 1], rest].concat()
+}
+
+/// A whole packet between two sockets.
+pub(crate) fn packet(protocol: u8, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let segment = segment(protocol, source.port(), destination.port());
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            ipv4(source, destination, protocol, 0x4000, &[], &segment)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, protocol, &segment),
+        _ => panic!("one packet, two families"),
+    }
+}
+
+/// An ICMP error of the family of its addresses that quotes a packet.
+pub(crate) fn icmp_error(kind: u8, source: IpAddr, destination: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let error = [&[kind, 0, 0, 0, 0, 0, 0, 0], quoted].concat();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, 1, 0, &[], &error),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, 58, &error),
+        _ => panic!("one packet, two families"),
+    }
+}
