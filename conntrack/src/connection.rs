@@ -1,0 +1,301 @@
+//! One connection, as its packets and listings see it.
+
+use crate::flow::{Direction, Flow, Flow4, Flow6};
+use crate::layout::{Cold, Head, Narrow, Wide};
+use crate::meta::{Meta, flags};
+use crate::sync::{AcqRel, Acquire, Relaxed};
+use crate::time::Tick;
+use crate::{DestinationId, protocol};
+
+/// Names an entry of the table: bit 30 the class, below it the number.
+///
+/// Good until the next quiescent point of the handle that gave it; after that the entry may be another connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub(crate) u32);
+
+/// The two sizes of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Class {
+    Narrow = 0,
+    Wide = 1,
+}
+
+impl ConnId {
+    /// No connection.
+    pub const NONE: ConnId = ConnId(0);
+    const WIDE: u32 = 1 << 30;
+
+    pub(crate) fn new(class: Class, number: u32) -> Self {
+        ConnId(number | if class == Class::Wide { Self::WIDE } else { 0 })
+    }
+
+    #[inline]
+    pub(crate) fn class(self) -> Class {
+        if self.0 & Self::WIDE == 0 { Class::Narrow } else { Class::Wide }
+    }
+
+    #[inline]
+    pub(crate) fn number(self) -> u32 {
+        self.0 & !Self::WIDE
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Entry<'a> {
+    Narrow(&'a Narrow, &'a Cold),
+    Wide(&'a Wide),
+}
+
+impl<'a> Entry<'a> {
+    #[inline]
+    pub(crate) fn head(self) -> &'a Head {
+        match self {
+            Entry::Narrow(narrow, _) => &narrow.head,
+            Entry::Wide(wide) => &wide.head,
+        }
+    }
+
+    pub(crate) fn cold(self) -> &'a Cold {
+        match self {
+            Entry::Narrow(_, cold) => cold,
+            Entry::Wide(wide) => &wide.cold,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn meta(self) -> Meta {
+        Meta(self.head().meta.load(Acquire))
+    }
+
+    /// `true` when the word was `old` and is `new` now.
+    #[inline]
+    pub(crate) fn swap_meta(self, old: Meta, new: Meta) -> bool {
+        self.head().meta.compare_exchange(old.0, new.0, AcqRel, Acquire).is_ok()
+    }
+
+    /// The flow of packets that travel in `direction`.
+    pub(crate) fn flow(self, direction: Direction, meta: Meta) -> Flow {
+        let at = direction.index();
+        match self {
+            Entry::Narrow(narrow, _) => Flow::V4(narrow.flow(direction, meta.protocol())),
+            Entry::Wide(wide) => {
+                let flow = Flow6 {
+                    addresses: [0, 1, 2, 3].map(|n: usize| wide.addresses[at][n].load(Relaxed)),
+                    ports: wide.ports[at].load(Relaxed),
+                    protocol: meta.protocol(),
+                };
+                if meta.is_ipv4(direction) { Flow::V4(flow.unmapped()) } else { Flow::V6(flow) }
+            }
+        }
+    }
+
+    /// Writes both sides. For the maker of the entry, before anybody else can see it.
+    pub(crate) fn set_flows(self, client: &Flow, real: &Flow) {
+        for (at, flow) in [client, real].into_iter().enumerate() {
+            match (self, flow) {
+                (Entry::Narrow(narrow, _), Flow::V4(flow)) => {
+                    narrow.addresses[at].store(flow.addresses, Relaxed);
+                    narrow.ports[at].store(flow.ports, Relaxed);
+                }
+                // A narrow entry is only ever chosen for two IPv4 sides.
+                (Entry::Narrow(..), Flow::V6(_)) => {}
+                (Entry::Wide(wide), flow) => {
+                    let flow = flow.wide();
+                    for (to, word) in wide.addresses[at].iter().zip(flow.addresses) {
+                        to.store(word, Relaxed);
+                    }
+                    wide.ports[at].store(flow.ports, Relaxed);
+                }
+            }
+        }
+    }
+}
+
+impl Narrow {
+    #[inline]
+    fn flow(&self, direction: Direction, protocol: u8) -> Flow4 {
+        let at = direction.index();
+        Flow4 { addresses: self.addresses[at].load(Relaxed), ports: self.ports[at].load(Relaxed), protocol }
+    }
+}
+
+/// A connection (or template) of the table. Borrowed from a handle, which therefore cannot pass a quiescent point while
+/// it is held: what it shows is one connection, though others may change it at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'a> {
+    pub(crate) id: ConnId,
+    pub(crate) entry: Entry<'a>,
+}
+
+impl Connection<'_> {
+    /// Its name until the next quiescent point.
+    #[inline]
+    #[must_use]
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// Flags, state, protocol, timeout: one consistent reading.
+    #[inline]
+    #[must_use]
+    pub fn meta(&self) -> Meta {
+        self.entry.meta()
+    }
+
+    /// The flow of packets from the client: client → virtual service.
+    #[must_use]
+    pub fn client(&self) -> Flow {
+        self.flow(Direction::In)
+    }
+
+    /// The flow of packets from the real server: real server → client, or → local address with full NAT.
+    #[must_use]
+    pub fn real(&self) -> Flow {
+        self.flow(Direction::Out)
+    }
+
+    /// The flow of packets that travel in `direction`, as they arrive.
+    #[inline]
+    #[must_use]
+    pub fn flow(&self, direction: Direction) -> Flow {
+        self.entry.flow(direction, self.meta())
+    }
+
+    /// As [`Connection::flow`] when both sides are IPv4, at the least cost.
+    #[inline]
+    #[must_use]
+    pub fn flow4(&self, direction: Direction) -> Option<Flow4> {
+        match (self.entry, self.flow_if_wide(direction)) {
+            (Entry::Narrow(narrow, _), _) => Some(narrow.flow(direction, self.meta().protocol())),
+            (Entry::Wide(_), Some(Flow::V4(flow))) => Some(flow),
+            (Entry::Wide(_), _) => None,
+        }
+    }
+
+    #[inline]
+    fn flow_if_wide(&self, direction: Direction) -> Option<Flow> {
+        matches!(self.entry, Entry::Wide(_)).then(|| self.flow(direction))
+    }
+
+    /// Its real server.
+    #[inline]
+    #[must_use]
+    pub fn destination(&self) -> DestinationId {
+        DestinationId(self.entry.head().destination.load(Relaxed))
+    }
+
+    /// The template that controls it.
+    #[must_use]
+    pub fn template(&self) -> Option<ConnId> {
+        Some(ConnId(self.entry.head().template.load(Relaxed))).filter(|id| *id != ConnId::NONE)
+    }
+
+    /// Whether it is a template.
+    #[must_use]
+    pub fn is_template(&self) -> bool {
+        self.meta().has(flags::TEMPLATE)
+    }
+
+    /// Whether it counts among its destination's active connections.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        !self.meta().has(flags::INACTIVE)
+    }
+
+    /// State as `ipvsadm -Lc` prints it.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        let meta = self.meta();
+        protocol::state_name(meta.protocol(), meta.state(), meta.has(flags::TEMPLATE))
+    }
+
+    /// Packets from the client so far.
+    #[must_use]
+    pub fn packets(&self) -> u32 {
+        self.entry.head().packets.load(Relaxed)
+    }
+
+    /// When its last packet came.
+    #[must_use]
+    pub fn seen(&self) -> Tick {
+        Tick(self.entry.head().seen.load(Relaxed))
+    }
+
+    /// When it ends if no packet comes.
+    #[must_use]
+    pub fn deadline(&self) -> Tick {
+        self.seen().plus_seconds(self.meta().timeout())
+    }
+
+    /// Whole seconds left to it at `now`; 0 when its time is over.
+    #[must_use]
+    pub fn seconds_left(&self, now: Tick) -> u32 {
+        let ticks = self.deadline().since(now).max(0).cast_unsigned();
+        ticks / crate::TICKS_PER_SECOND
+    }
+
+    /// The mark it was scheduled by, 0 without.
+    #[must_use]
+    pub fn fwmark(&self) -> u32 {
+        self.entry.cold().fwmark.load(Relaxed)
+    }
+
+    /// How many connections it controls.
+    #[must_use]
+    pub fn children(&self) -> u32 {
+        self.entry.cold().children.load(Relaxed)
+    }
+
+    /// The sync stamp (when it was last told to the backup, in the synchroniser's terms) and its owner's number.
+    #[must_use]
+    pub fn sync(&self) -> (u32, u32) {
+        let cold = self.entry.cold();
+        (cold.sync_stamp.load(Relaxed), cold.owner.load(Relaxed))
+    }
+
+    /// Sets what [`Connection::sync`] returns.
+    pub fn set_sync(&self, stamp: u32, owner: u32) {
+        let cold = self.entry.cold();
+        cold.sync_stamp.store(stamp, Relaxed);
+        cold.owner.store(owner, Relaxed);
+    }
+
+    /// A packet passed: its time, and its count if it came from the client (what IPVS counts). Two workers counting at once may
+    /// lose one count; nothing but the drop-entry defence reads it.
+    #[inline]
+    pub fn touch(&self, direction: Direction, now: Tick) {
+        let head = self.entry.head();
+        if head.seen.load(Relaxed) != now.0 {
+            head.seen.store(now.0, Relaxed);
+        }
+        if direction == Direction::In {
+            head.packets.store(head.packets.load(Relaxed).wrapping_add(1), Relaxed);
+        }
+    }
+
+    /// What [`Connection::set_hop`] stored for packets that arrive travelling in `direction`; 0 at first.
+    #[inline]
+    #[must_use]
+    pub fn hop(&self, direction: Direction) -> u32 {
+        self.entry.head().hop[direction.index()].load(Relaxed)
+    }
+
+    /// Remembers a next hop, in the caller's terms.
+    #[inline]
+    pub fn set_hop(&self, direction: Direction, hop: u32) {
+        self.entry.head().hop[direction.index()].store(hop, Relaxed);
+    }
+
+    /// What to add to sequence numbers of packets in `direction`, wrapping.
+    #[inline]
+    #[must_use]
+    pub fn sequence_delta(&self, direction: Direction) -> u32 {
+        self.entry.head().sequence_delta[direction.index()].load(Relaxed)
+    }
+
+    /// Sets what [`Connection::sequence_delta`] returns.
+    pub fn set_sequence_delta(&self, direction: Direction, delta: u32) {
+        self.entry.head().sequence_delta[direction.index()].store(delta, Relaxed);
+    }
+}

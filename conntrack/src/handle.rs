@@ -1,0 +1,252 @@
+//! One thread's access to the table: its lookups and its rhythm.
+
+use crate::allocator::Allocator;
+use crate::connection::{ConnId, Connection, Entry};
+use crate::flow::{Direction, Flow, Flow4, Flow6};
+use crate::index::{Reference, lowest};
+use crate::layout::Bucket;
+use crate::meta::Phase;
+use crate::stats::Counters;
+use crate::storage::{Storage, prefetch};
+use crate::sync::Relaxed;
+use crate::table::{Table, TooManyHandles};
+use std::sync::Arc;
+
+#[cfg(not(loom))]
+use crate::storage::Memfd;
+
+/// What a lookup found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The connection.
+    pub id: ConnId,
+    /// Which of its flows matched: [`Direction::In`] is the client's.
+    pub direction: Direction,
+}
+
+/// One thread's access to a table.
+///
+/// # Rhythm
+/// Between batches of packets the thread calls [`Handle::quiescent`], before it waits [`Handle::sleep`]. What lookups and
+/// insertions return names the same connection until then: an entry that was given up is used again only after every handle
+/// that is awake has passed such a point. A thread that does neither for long keeps the others from reusing entries.
+#[derive(Debug)]
+pub struct Handle<S: Storage> {
+    pub(crate) table: Arc<Table<S>>,
+    pub(crate) allocator: Allocator,
+    pub(crate) slot: usize,
+    asleep: bool,
+    /// Change of the number of index slots in use that the table does not know of yet.
+    pub(crate) unreported: i64,
+}
+
+/// A handle on a director's own table.
+#[cfg(not(loom))]
+pub type SharedHandle = Handle<Memfd>;
+
+/// Slot changes after which a handle reports them even between quiescent points.
+const REPORT_AT: i64 = 64;
+
+impl<S: Storage> Handle<S> {
+    pub(crate) fn new(table: Arc<Table<S>>) -> Result<Self, TooManyHandles> {
+        let slot = table.epochs.register().ok_or(TooManyHandles)?;
+        table.epochs.wake(slot);
+        let capacity = [table.limits.connections4, table.limits.connections6];
+        Ok(Handle { allocator: Allocator::new(capacity), table, slot, asleep: false, unreported: 0 })
+    }
+
+    /// The table this is a handle of.
+    #[must_use]
+    pub fn table(&self) -> &Arc<Table<S>> {
+        &self.table
+    }
+
+    /// A quiescent point: the thread holds no [`ConnId`] it will use again. Once per batch; wakes the handle if it slept.
+    /// Does a share of what the table has to do in the background.
+    pub fn quiescent(&mut self) {
+        let epochs = &self.table.epochs;
+        if self.asleep {
+            epochs.wake(self.slot);
+            self.asleep = false;
+        }
+        self.allocator.end_period(epochs);
+        epochs.quiescent(self.slot);
+        self.allocator.reclaim(&self.table.exchange, epochs);
+        self.report_slots();
+        self.tend_index();
+    }
+
+    /// The thread will wait and uses nothing of the table until its next [`Handle::quiescent`].
+    pub fn sleep(&mut self) {
+        self.report_slots();
+        self.allocator.hand_over(&self.table.exchange, &self.table.epochs);
+        self.table.epochs.sleep(self.slot);
+        self.asleep = true;
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        self.table.epochs.counters(self.slot)
+    }
+
+    pub(crate) fn count_slots(&mut self, change: i64) {
+        self.unreported += change;
+        if self.unreported.abs() >= REPORT_AT {
+            self.report_slots();
+            let levels = self.table.index().levels();
+            if !levels.is_growing() && self.table.growth.is_crowded(levels) {
+                self.grow();
+            }
+        }
+    }
+
+    fn report_slots(&mut self) {
+        if self.unreported != 0 {
+            self.table.growth.report(self.unreported);
+            self.unreported = 0;
+        }
+    }
+
+    /// The hash of a flow, for the staged lookup: hash all of a batch and [`Handle::prefetch`] each, then
+    /// [`Handle::candidates`] of each, then find each.
+    #[inline]
+    #[must_use]
+    pub fn hash4(&self, flow: &Flow4) -> u64 {
+        self.table.secret.hash4(flow)
+    }
+
+    /// As [`Handle::hash4`].
+    #[inline]
+    #[must_use]
+    pub fn hash6(&self, flow: &Flow6) -> u64 {
+        self.table.secret.hash6(flow)
+    }
+
+    /// As [`Handle::hash4`], for either family.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, flow: &Flow) -> u64 {
+        self.table.secret.hash(flow)
+    }
+
+    /// First stage: fetches the index bucket of a hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.table.index().home(hash) {
+            prefetch(bucket);
+        }
+    }
+
+    /// Second stage: fetches the entries a hash may mean, or the next bucket when the first passes searches on.
+    #[inline]
+    pub fn candidates(&self, hash: u64) {
+        let index = self.table.index();
+        let fetch = |bucket: &Bucket, mut mask: u32| {
+            while mask != 0 {
+                self.prefetch_entry(bucket.reference(lowest(&mut mask)));
+            }
+        };
+        index.near(hash, fetch, prefetch);
+    }
+
+    #[inline]
+    fn prefetch_entry(&self, reference: Reference) {
+        match self.table.entry(reference.id()) {
+            Some(Entry::Narrow(narrow, _)) => prefetch(narrow),
+            Some(Entry::Wide(wide)) => {
+                prefetch(wide);
+                prefetch(&wide.addresses);
+            }
+            None => {}
+        }
+    }
+
+    /// Last stage: the connection with this flow, whose hash is `hash`.
+    #[inline]
+    #[must_use]
+    pub fn find4(&self, hash: u64, flow: &Flow4) -> Option<Hit> {
+        self.table.index().search(hash, |found| self.matches4(found.reference, flow))
+    }
+
+    /// Last stage: the connection with this flow, whose hash is `hash`.
+    #[inline]
+    #[must_use]
+    pub fn find6(&self, hash: u64, flow: &Flow6) -> Option<Hit> {
+        self.table.index().search(hash, |found| self.matches6(found.reference, flow, false))
+    }
+
+    /// The connection with this flow.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, flow: &Flow) -> Option<Hit> {
+        match flow {
+            Flow::V4(flow) => self.find4(self.hash4(flow), flow),
+            Flow::V6(flow) => self.find6(self.hash6(flow), flow),
+        }
+    }
+
+    #[inline]
+    fn matches4(&self, reference: Reference, flow: &Flow4) -> Option<Hit> {
+        let id = reference.id();
+        let Entry::Narrow(narrow, _) = self.table.entry(id)? else {
+            return self.matches6(reference, &flow.mapped(), true);
+        };
+        let direction = reference.direction();
+        let at = direction.index();
+        let differs = narrow.addresses[at].load(Relaxed) ^ flow.addresses
+            | u64::from(narrow.ports[at].load(Relaxed) ^ flow.ports);
+        if differs != 0 {
+            return None;
+        }
+        let meta = Entry::Narrow(narrow, self.table.storage.cold().first()?).meta();
+        (meta.phase() == Phase::Live && meta.protocol() == flow.protocol).then_some(Hit { id, direction })
+    }
+
+    #[inline]
+    fn matches6(&self, reference: Reference, flow: &Flow6, is_ipv4: bool) -> Option<Hit> {
+        let id = reference.id();
+        let entry @ Entry::Wide(wide) = self.table.entry(id)? else { return None };
+        let direction = reference.direction();
+        let at = direction.index();
+        let same = wide.ports[at].load(Relaxed) == flow.ports
+            && wide.addresses[at]
+                .iter()
+                .zip(flow.addresses)
+                .all(|(stored, word)| stored.load(Relaxed) == word);
+        if !same {
+            return None;
+        }
+        let meta = entry.meta();
+        let is_it = meta.phase() == Phase::Live
+            && meta.protocol() == flow.protocol
+            && meta.is_ipv4(direction) == is_ipv4;
+        is_it.then_some(Hit { id, direction })
+    }
+
+    /// A connection by the name a lookup gave in this batch. `None` when `id` is no entry of this table.
+    #[inline]
+    #[must_use]
+    pub fn connection(&self, id: ConnId) -> Option<Connection<'_>> {
+        self.table.connection(id)
+    }
+
+    /// Every connection and template at present, for listings. While it is walked nothing that ends is reused, so a listing
+    /// of millions is better made by a thread of its own; connections made or ended meanwhile may or may not be seen.
+    pub fn connections(&self) -> impl Iterator<Item = Connection<'_>> {
+        use crate::connection::Class::{Narrow, Wide};
+        let all = self.table.touched(Narrow).chain(self.table.touched(Wide));
+        all.filter_map(|id| self.table.connection(id)).filter(|connection| connection.meta().is_live())
+    }
+
+    pub(crate) fn hash_of(&self, reference: Reference) -> Option<u64> {
+        let entry = self.table.entry(reference.id())?;
+        Some(self.table.secret.hash(&entry.flow(reference.direction(), entry.meta())))
+    }
+}
+
+impl<S: Storage> Drop for Handle<S> {
+    fn drop(&mut self) {
+        self.report_slots();
+        self.allocator.dissolve(&self.table.exchange, &self.table.epochs);
+        self.table.epochs.unregister(self.slot);
+    }
+}

@@ -1,0 +1,167 @@
+//! Ending connections: by time, or on request.
+
+use crate::connection::{ConnId, Connection};
+use crate::flow::Direction;
+use crate::handle::Handle;
+use crate::index::Reference;
+use crate::meta::{Meta, Phase};
+use crate::storage::Storage;
+use crate::sync::{Acquire, Relaxed};
+use crate::time::Tick;
+use crate::timeouts::TEMPLATE_REARM_SECONDS;
+
+/// Groups of chunks whose bounds one sweep looks at, at most: 8,192 connections.
+const GROUPS_PER_SWEEP: usize = 16;
+
+/// What expiry found an entry to be.
+enum Fate {
+    /// Nothing that expires.
+    None,
+    /// Not before this.
+    Later(Tick),
+    /// Its time is over, and ending it is up to who asked.
+    Ended,
+}
+
+impl<S: Storage> Handle<S> {
+    /// Ends connections whose time is over at `now`, showing each to `ended` once, and returns how many. Looks closely at about
+    /// `budget` chunks of 64 entries and then leaves the rest to the next call, by whichever handle; several may
+    /// sweep at once. To be called at least about every ten milliseconds, with a budget of one or two after each batch under
+    /// load, until all are swept if connections are to end on time.
+    pub fn sweep(&mut self, now: Tick, budget: usize, mut ended: impl FnMut(&Connection<'_>)) -> usize {
+        let groups = self.table.dues.groups();
+        let mut chunks = 0;
+        let mut count = 0;
+        for _ in 0..groups.min(GROUPS_PER_SWEEP) {
+            let turn = self.table.sweep_at.fetch_add(1, Relaxed) as usize;
+            let table = self.table.clone();
+            for chunk in table.dues.due_in(turn % groups, now) {
+                chunks += 1;
+                count += self.sweep_chunk(chunk, now, &mut ended);
+            }
+            if chunks >= budget {
+                break;
+            }
+        }
+        count
+    }
+
+    fn sweep_chunk(&mut self, chunk: usize, now: Tick, ended: &mut impl FnMut(&Connection<'_>)) -> usize {
+        if !self.table.dues.take(chunk) {
+            return 0;
+        }
+        let mut next: Option<Tick> = None;
+        let mut count = 0;
+        for id in self.table.dues.entries(chunk) {
+            match self.fate(id, now) {
+                Fate::None => {}
+                Fate::Later(deadline) => {
+                    next = Some(next.filter(|next| next.is_before(deadline)).unwrap_or(deadline));
+                }
+                Fate::Ended => {
+                    count += 1;
+                    self.counters().expired.add(1);
+                    self.bury(id, &mut *ended);
+                }
+            }
+        }
+        if let Some(deadline) = next {
+            self.table.dues.lower_chunk(chunk, deadline);
+        }
+        count
+    }
+
+    /// Decides about one entry. A packet that passes while its connection's time is judged over comes too late, as it
+    /// would have the tick after.
+    fn fate(&self, id: ConnId, now: Tick) -> Fate {
+        let Some(connection) = self.table.connection(id) else { return Fate::None };
+        let meta = connection.meta();
+        if !matches!(meta.phase(), Phase::Live | Phase::Detached) {
+            return Fate::None;
+        }
+        let deadline = connection.seen().plus_seconds(meta.timeout());
+        if !deadline.is_before(now) {
+            return Fate::Later(deadline);
+        }
+        let mut last = meta;
+        if meta.controls() {
+            last = meta.without_controls();
+            if !connection.entry.swap_meta(meta, last) {
+                return Fate::Later(now);
+            }
+        }
+        if connection.entry.cold().children.load(Acquire) > 0 {
+            return self.rearm(&connection, last, now);
+        }
+        if connection.entry.swap_meta(last, last.with_phase(Phase::Free)) {
+            Fate::Ended
+        } else {
+            Fate::Later(now)
+        }
+    }
+
+    /// What controls connections lives on for a minute at a time.
+    fn rearm(&self, connection: &Connection<'_>, last: Meta, now: Tick) -> Fate {
+        connection.entry.head().seen.store(now.0, Relaxed);
+        let longer = last.with_timeout(TEMPLATE_REARM_SECONDS).with_controls();
+        if !connection.entry.swap_meta(last, longer) {
+            return Fate::Later(now);
+        }
+        self.counters().rearmed.add(1);
+        Fate::Later(now.plus_seconds(TEMPLATE_REARM_SECONDS))
+    }
+
+    /// Ends a connection now. Whoever ends it gets to see it once more, for the accounts: `None` when it had ended already.
+    /// A template that controls connections is found no more from now on and goes when the last of them has gone.
+    pub fn remove(&mut self, id: ConnId) -> Option<Connection<'_>> {
+        let entry = self.table.entry(id)?;
+        loop {
+            let meta = entry.meta();
+            if meta.phase() != Phase::Live {
+                return None;
+            }
+            // The count is raised before the bit is set: without the bit nobody can be attached whom the swap would miss.
+            let controls = meta.controls() || entry.cold().children.load(Acquire) > 0;
+            let phase = if controls { Phase::Detached } else { Phase::Free };
+            if !entry.swap_meta(meta, meta.with_phase(phase)) {
+                continue;
+            }
+            self.counters().removed.add(1);
+            if controls {
+                self.counters().ended[id.class() as usize].add(1);
+                self.unindex(id);
+                let seen = Tick(self.table.entry(id)?.head().seen.load(Relaxed));
+                self.table.dues.lower(id, seen);
+            } else {
+                self.bury(id, &mut |_| {});
+            }
+            return self.table.connection(id);
+        }
+    }
+
+    /// Takes an ended connection out of the index and gives its entry up.
+    fn bury(&mut self, id: ConnId, ended: &mut impl FnMut(&Connection<'_>)) {
+        let Some(connection) = self.table.connection(id) else { return };
+        ended(&connection);
+        let template = ConnId(connection.entry.head().template.load(Relaxed));
+        self.counters().ended[id.class() as usize].add(1);
+        self.unindex(id);
+        self.detach(template);
+        self.allocator.give_up(id);
+    }
+
+    fn unindex(&mut self, id: ConnId) {
+        let Some(connection) = self.table.connection(id) else { return };
+        let meta = connection.meta();
+        let mut slots = 0;
+        for direction in [Direction::In, Direction::Out] {
+            if direction == Direction::Out && !meta.has_replies() {
+                continue;
+            }
+            let hash = self.hash(&connection.entry.flow(direction, meta));
+            // A reply flow that a newer connection took over is not there any more.
+            slots += i64::from(self.table.index().remove(hash, Reference::new(id, direction)));
+        }
+        self.count_slots(-slots);
+    }
+}
