@@ -1,1 +1,161 @@
-//! To be written.
+//! One polling thread: receive, process, transmit, reclaim, kick.
+//!
+//! A worker owns rings of some (device, queue)s and the memory their frames lie in. A [`Crew`] is all workers of a director:
+//! it deals the queues out, opens them and starts the threads.
+
+mod bell;
+mod crew;
+mod handoff;
+mod hands;
+mod hold;
+mod notice;
+mod tally;
+
+#[cfg(test)]
+mod tests;
+
+pub use bell::Bell;
+pub use crew::{Crew, Lane, Running, Seat};
+pub use notice::{Notice, Notices};
+pub use tally::Tally;
+
+use crate::batch::{BATCH, Packet};
+use crate::link::{Batch, Region};
+use crate::snapshot::{Follower, Snapshot};
+use crate::verdict::{Reason, Verdict};
+use arrayvec::ArrayVec;
+use hands::Hands;
+use nix::time::{ClockId, clock_gettime};
+use std::sync::Arc;
+use std::time::Duration;
+use uvs_conntrack::Tick;
+
+/// How long a worker without work looks again and again before it sleeps. Waking costs about this much.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// What decides about frames. The director's is [`crate::pipeline`]; a forwarder or a counter will do as well.
+pub trait Process: Send {
+    /// Gives each packet its verdict, rewriting it as needed. `verdicts` is as long as `packets`, which is never empty.
+    fn process(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Tick,
+        packets: &mut [Packet<'_>],
+        verdicts: &mut [Verdict],
+    );
+
+    /// The worker could not carry out a verdict and dropped the frame. (Frames that got [`Verdict::Drop`] are not
+    /// reported back.)
+    fn dropped(&mut self, reason: Reason);
+
+    /// Called between batches, once per turn, when nothing of a batch is in use: the place to pass a quiescent state and
+    /// to sweep for what expired.
+    fn between(&mut self, snapshot: &Snapshot, now: Tick);
+
+    /// The worker is about to sleep for up to a quarter of a second; the next call is of another kind.
+    fn sleep(&mut self);
+}
+
+/// Gives a frame (its parts in order) back to the host's own stack. `false` when it was not taken.
+pub type WayBack = Box<dyn FnMut(&[&[u8]]) -> bool + Send>;
+
+/// One polling thread's state.
+struct Worker<P> {
+    follower: Follower,
+    process: P,
+    hands: Hands,
+    region: Arc<Region>,
+    bell: Arc<Bell>,
+    batch: Batch,
+    /// When there last was something to do.
+    busy: Duration,
+}
+
+impl<P: Process> Worker<P> {
+    /// Works until the bell says stop.
+    fn run(mut self) {
+        while !self.bell.is_stopped() {
+            let now = monotonic();
+            if self.turn(now) {
+                self.busy = now;
+            } else if now.saturating_sub(self.busy) < SPIN {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+            }
+        }
+    }
+
+    /// One round over all there is to do. `false` when there was nothing.
+    fn turn(&mut self, now: Duration) -> bool {
+        let Worker { follower, process, hands, region, batch, .. } = self;
+        let (now, snapshot) = (Tick::of(now), follower.refresh());
+        let mut worked = false;
+        for queue in 0..hands.queues() {
+            hands.receive(queue, batch, process);
+            worked |= !batch.is_empty();
+            let verdicts = judge(process, snapshot, now, batch, region);
+            hands.carry_out(batch, &verdicts, (now, now), process);
+        }
+        for (frame, since) in hands.take_held(snapshot.generation, now).into_iter().flatten() {
+            batch.extend(frame);
+            let verdicts = judge(process, snapshot, now, batch, region);
+            hands.carry_out(batch, &verdicts, (since, now), process);
+        }
+        worked |= hands.collect(process);
+        worked |= hands.tend(now);
+        process.between(snapshot, now);
+        worked
+    }
+
+    /// Sleeps until a frame comes, the bell rings or there may be something to do by the clock. Holds neither a snapshot nor
+    /// a connection meanwhile.
+    fn sleep(&mut self) {
+        self.process.sleep();
+        self.follower.sleep();
+        self.hands.sleep(&self.bell);
+    }
+}
+
+/// Has the frames of `batch` judged: one verdict for each, in order. Their places are updated to what was rewritten.
+fn judge<P: Process>(
+    process: &mut P,
+    snapshot: &Snapshot,
+    now: Tick,
+    batch: &mut Batch,
+    region: &Region,
+) -> ArrayVec<Verdict, BATCH> {
+    if batch.is_empty() {
+        return ArrayVec::new();
+    }
+    let mut tails: ArrayVec<&[u8], BATCH> = ArrayVec::new();
+    let mut heads: ArrayVec<_, BATCH> = ArrayVec::new();
+    for run in batch.chunk_by_mut(|part, _| part.more) {
+        if let Some((head, rest)) = run.split_first_mut() {
+            let first = tails.len();
+            tails.extend(rest.iter().map(|part| part.bytes(region)));
+            heads.push((head, first..tails.len()));
+        }
+    }
+    let mut places: ArrayVec<_, BATCH> = ArrayVec::new();
+    let mut packets: ArrayVec<Packet<'_>, BATCH> = ArrayVec::new();
+    for (head, rest) in heads {
+        let buffer = region.bytes(&mut head.frame);
+        let packet = Packet::new(buffer, head.start.into(), head.len.into(), head.port);
+        packets.push(packet.with_rest(&tails[rest]));
+        places.push((&mut head.start, &mut head.len));
+    }
+    let mut verdicts = [Verdict::Drop(Reason::Malformed); BATCH];
+    process.process(snapshot, now, &mut packets, &mut verdicts[..places.len()]);
+    for ((start, len), packet) in places.iter_mut().zip(&packets) {
+        **start = u16::try_from(packet.start()).unwrap_or(u16::MAX);
+        **len = u16::try_from(packet.len()).unwrap_or(u16::MAX);
+    }
+    verdicts.into_iter().take(places.len()).collect()
+}
+
+/// CLOCK_MONOTONIC.
+fn monotonic() -> Duration {
+    // The clock exists on every Linux; were it refused, time would stand still and nothing expire.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
