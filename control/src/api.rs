@@ -269,6 +269,25 @@ pub struct ServerSpec {
     pub lower_threshold: u32,
 }
 
+impl ServerSpec {
+    /// A real server with ipvsadm's defaults: direct routing, weight 1, no thresholds.
+    pub fn new(address: SocketAddr) -> Self {
+        ServerSpec { address, method: Method::Direct, weight: 1, upper_threshold: 0, lower_threshold: 0 }
+    }
+
+    /// The server as `service` can reach it: direct routing and tunnels leave the packet's port as it is, so the server's
+    /// port is the service's, whatever was asked for. A service by mark leaves it alone.
+    #[must_use]
+    pub fn reached_from(mut self, service: &ServiceId) -> Self {
+        if let (ServiceId::Address { address, .. }, Method::Direct | Method::Tunnel(_)) =
+            (service, self.method)
+        {
+            self.address.set_port(address.port());
+        }
+        self
+    }
+}
+
 /// State timeouts in seconds (`ipvsadm --set`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {

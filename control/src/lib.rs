@@ -5,4 +5,5 @@ pub mod client;
 mod frame;
 pub mod netlink;
 pub mod options;
+pub mod registry;
 pub mod socket;
