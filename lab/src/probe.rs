@@ -26,12 +26,12 @@ pub fn ping(namespace: &Namespace, address: IpAddr, limit: Duration) -> Result<b
 
 /// TCP flags of a segment, as on the wire.
 pub mod flags {
+    /// Synchronise.
+    pub const SYN: u8 = 0x02;
     /// Reset.
     pub const RST: u8 = 0x04;
     /// Acknowledgement; alone it is what a connection sends mid-stream.
     pub const ACK: u8 = 0x10;
-    /// Push.
-    pub const PSH: u8 = 0x08;
 }
 
 /// What of a received segment matters here.
@@ -98,7 +98,8 @@ fn parse(packet: &[u8]) -> Option<Segment> {
     })
 }
 
-fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> [u8; 20] {
+/// A TCP segment without payload, its checksum right.
+pub fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> [u8; 20] {
     let mut tcp = [0; 20];
     tcp[0..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());

@@ -3,11 +3,23 @@
 //! Where they cannot run (no root, no veth) they are reported as ignored with the reason; with `CI` set in the environment
 //! that fails the run.
 
+mod change;
+mod demo;
+mod director;
+mod faults;
 #[path = "../../lab/tests/harness/mod.rs"]
 mod harness;
+mod kernel;
+mod traffic;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::run(&[])
+    harness::run(&[
+        ("traffic", traffic::TESTS),
+        ("kernel", kernel::TESTS),
+        ("change", change::TESTS),
+        ("faults", faults::TESTS),
+        ("demo", demo::TESTS),
+    ])
 }

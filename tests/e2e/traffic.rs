@@ -1,0 +1,227 @@
+//! The main job: every answer right, every byte in its place, shares as the scheduler says.
+
+use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm};
+use crate::harness::{Outcome, Tests, check};
+use libtest_mimic::Failed;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use uvs_lab::http::{Connection, Load, Report, Server};
+use uvs_lab::{Plan, Prefix, stream, udp};
+
+pub(crate) const TESTS: Tests = &[
+    ("new_connections", || in_default_world(|world| both_families(world, false))),
+    ("keep_alive", || in_default_world(|world| both_families(world, true))),
+    ("generic_mode", || in_world(&Plan::default(), &["--xdp-mode", "generic"], |world| both_families(world, false))),
+    ("a_thousand_at_once", || in_default_world(a_thousand_at_once)),
+    ("shares_follow_the_weights", || in_default_world(shares_follow_the_weights)),
+    ("least_connection_balances_open_connections", || in_default_world(least_connection)),
+    ("two_hundred_megabytes_each_way", || in_default_world(|world| transfer(world, V4, 200_000_000))),
+    ("ipv6_transfers", || in_default_world(|world| transfer(world, V6, 20_000_000))),
+    ("jumbo_frames", || in_world(&Plan { mtu: 9000, ..Plan::default() }, &[], jumbo_frames)),
+    ("real_servers_on_another_port", || in_default_world(real_servers_on_another_port)),
+    ("datagrams", || in_default_world(datagrams)),
+    ("direct_routing", || in_world(&one_arm(), &[], direct_routing)),
+    ("two_workers_and_uneven_queues", || {
+        let plan = Plan { client_queues: 2, server_queues: 1, ..Plan::default() };
+        in_world(&plan, &["--workers", "2"], two_workers)
+    }),
+    ("an_odd_number_of_real_servers", || in_world(&Plan { servers: 3, ..Plan::default() }, &[], three_servers)),
+];
+
+/// Runs a load and demands an answer to every request, all of them right.
+pub(crate) fn run(world: &World, load: &Load) -> Result<Report, Failed> {
+    let report = load.run(&world.topology.client)?;
+    check(report.faults.is_empty(), format!("{} faults: {:?}", report.faults.len(), report.faults.first()))?;
+    check(report.samples.len() == load.requests, format!("{} answers", report.samples.len()))?;
+    Ok(report)
+}
+
+pub(crate) fn shares(report: &Report) -> BTreeMap<String, usize> {
+    report.shares().into_iter().map(|(name, count)| (name.into(), count)).collect()
+}
+
+fn expect_shares(report: &Report, expected: &[(&str, usize)]) -> Outcome {
+    let expected: BTreeMap<String, usize> =
+        expected.iter().map(|(name, count)| ((*name).into(), *count)).collect();
+    check(shares(report) == expected, format!("shares are {:?}, not {expected:?}", shares(report)))
+}
+
+fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
+    for family in [V4, V6] {
+        world.balance(family, "rr", &[1, 1])?;
+        let report = run(world, &load(world.service(family), 200, keep_alive))?;
+        // By keep-alive each of the eight clients has one connection, and every other one went to either server.
+        let connections = if keep_alive { 8 } else { 200 };
+        if !keep_alive {
+            expect_shares(&report, &[("rs1", 100), ("rs2", 100)])?;
+        }
+        check(shares(&report).len() == 2, format!("shares are {:?}", shares(&report)))?;
+        let listing = world.ipvsadm(&format!("-Ln --stats -t {}", world.service(family)))?;
+        let counted = listing
+            .lines()
+            .find(|line| line.starts_with("TCP"))
+            .and_then(|line| line.split_whitespace().nth(2)?.parse().ok());
+        check(counted == Some(connections), format!("{connections} connections are listed as\n{listing}"))?;
+    }
+    Ok(())
+}
+
+fn a_thousand_at_once(world: &mut World) -> Outcome {
+    world.balance(V4, "rr", &[1, 1])?;
+    let load = Load { clients: 1000, together: true, limit: LIMIT * 3, ..Load::new(world.service(V4), 1000) };
+    expect_shares(&run(world, &load)?, &[("rs1", 500), ("rs2", 500)])
+}
+
+fn shares_follow_the_weights(world: &mut World) -> Outcome {
+    for (scheduler, weights, expected) in [
+        ("rr", [1, 1], [("rs1", 60), ("rs2", 60)]),
+        ("rr", [5, 1], [("rs1", 60), ("rs2", 60)]),
+        ("wrr", [1, 1], [("rs1", 60), ("rs2", 60)]),
+        ("wrr", [3, 1], [("rs1", 90), ("rs2", 30)]),
+        ("wrr", [1, 5], [("rs1", 20), ("rs2", 100)]),
+    ] {
+        world.balance(V4, scheduler, &weights)?;
+        let report = run(world, &load(world.service(V4), 120, false))?;
+        expect_shares(&report, &expected)
+            .map_err(|failed| format!("{scheduler} {weights:?}: {}", failed.message().unwrap_or_default()))?;
+        world.ipvsadm("-C")?;
+    }
+    Ok(())
+}
+
+/// Open connections one after the other: each goes where the fewest are, in proportion to the weights.
+fn least_connection(world: &mut World) -> Outcome {
+    for (scheduler, weights, expected) in [("lc", [1, 1], [10, 10]), ("wlc", [3, 1], [15, 5])] {
+        world.balance(V4, scheduler, &weights)?;
+        let mut open = Vec::new();
+        let mut counts = [0; 2];
+        for _ in 0..20 {
+            let mut connection = Connection::open(&world.topology.client, world.service(V4), LIMIT)?;
+            counts[usize::from(connection.get("/")?.server == "rs2")] += 1;
+            open.push(connection);
+        }
+        check(counts == expected, format!("{scheduler} {weights:?}: {counts:?}, not {expected:?}"))?;
+        world.ipvsadm("-C")?;
+    }
+    Ok(())
+}
+
+/// The same length down and up through one connection.
+fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
+    world.balance(family, "rr", &[1, 1])?;
+    let expected = stream::sha256(length);
+    let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT * 3)?;
+    let down = connection.get(&format!("/bytes/{length}"))?;
+    check(down.length == length && down.sha256 == expected, "what came down is not what was sent")?;
+    let up = connection.put("/", length)?;
+    check(up.body == format!("{expected}\n").as_bytes(), "what went up is not what was sent")
+}
+
+fn jumbo_frames(world: &mut World) -> Outcome {
+    transfer(world, V4, 50_000_000)?;
+    transfer(world, V6, 20_000_000)?;
+    let service = SocketAddr::new(world.vip(V4), 53);
+    world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+    world.ipvsadm(&format!("-a -u {service} -r {} -m", world.server(0, V4, 53)))?;
+    let _echo = udp::Echo::start(&world.topology.servers[0], world.server(0, V4, 53), "rs1")?;
+    let client = udp::Client::connect(&world.topology.client, service)?;
+    // 8,900 bytes are one frame of several buffers, and none is a fragment.
+    for length in [1, 1472, 1800, 1801, 3584, 4096, 8900] {
+        let answer = client.ask(&vec![7; length], LIMIT)?;
+        check(answer == "rs1", format!("{length} bytes were answered by {answer:?}"))?;
+    }
+    Ok(())
+}
+
+fn real_servers_on_another_port(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        let service = world.service(family);
+        world.ipvsadm(&format!("-A -t {service} -s rr"))?;
+        let mut servers = Vec::new();
+        for index in 0..2 {
+            let address = world.server(index, family, 8080);
+            servers.push(Server::start(&world.topology.servers[index], address, &format!("other{}", index + 1))?);
+            world.ipvsadm(&format!("-a -t {service} -r {address} -m"))?;
+        }
+        let report = run(world, &load(service, 40, false))?;
+        expect_shares(&report, &[("other1", 20), ("other2", 20)])?;
+    }
+    Ok(())
+}
+
+fn datagrams(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        let service = SocketAddr::new(world.vip(family), 53);
+        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+        let mut echoes = Vec::new();
+        for index in 0..2 {
+            let address = world.server(index, family, 5353);
+            echoes.push(udp::Echo::start(&world.topology.servers[index], address, &format!("rs{}", index + 1))?);
+            world.ipvsadm(&format!("-a -u {service} -r {address} -m"))?;
+        }
+        let mut answers = BTreeMap::<String, usize>::new();
+        for _ in 0..20 {
+            let client = udp::Client::connect(&world.topology.client, service)?;
+            let first = client.ask(b"first", LIMIT)?;
+            for question in [&b""[..], b"odd", &[0; 1000], &[0xff; 1400]] {
+                let again = client.ask(question, LIMIT)?;
+                check(again == first, format!("one client was answered by {first} and {again}"))?;
+            }
+            *answers.entry(first).or_default() += 1;
+        }
+        check(answers.values().eq(&[10, 10]), format!("{family}: clients by server: {answers:?}"))?;
+    }
+    Ok(())
+}
+
+fn direct_routing(world: &mut World) -> Outcome {
+    for server in &world.topology.servers {
+        for scope in ["all", "eth0"] {
+            server.sysctl(&format!("net/ipv4/conf/{scope}/arp_ignore"), "1")?;
+            server.sysctl(&format!("net/ipv4/conf/{scope}/arp_announce"), "2")?;
+        }
+        server.net().add_address("lo", Prefix::host(world.vip(V4)))?;
+    }
+    let service = world.service(V4);
+    let _on_the_vip: Vec<Server> = (world.topology.servers.iter().enumerate())
+        .map(|(index, server)| Server::start(server, service, &format!("dr{}", index + 1)))
+        .collect::<Result<_, _>>()?;
+    world.ipvsadm(&format!("-A -t {service} -s rr"))?;
+    for index in 0..2 {
+        world.ipvsadm(&format!("-a -t {service} -r {}", world.server(index, V4, 80)))?;
+    }
+    let report = run(world, &load(service, 100, false))?;
+    expect_shares(&report, &[("dr1", 50), ("dr2", 50)])?;
+    let mut connection = Connection::open(&world.topology.client, service, LIMIT)?;
+    let up = connection.put("/", 5_000_000)?;
+    check(up.body == format!("{}\n", stream::sha256(5_000_000)).as_bytes(), "what went up differs")
+}
+
+/// Every frame gets out though only one worker has the ring of the servers' queue, and a reply that lands on the other
+/// worker finds its connection.
+fn two_workers(world: &mut World) -> Outcome {
+    world.balance(V4, "rr", &[1, 1])?;
+    let load = Load { clients: 32, ..load(world.service(V4), 2000, false) };
+    let report = run(world, &load)?;
+    expect_shares(&report, &[("rs1", 1000), ("rs2", 1000)])?;
+    let status = world.status()?;
+    check(status.workers.len() == 2, format!("{} workers", status.workers.len()))?;
+    check(status.workers.iter().all(|worker| worker.received > 0), "one worker received nothing")?;
+    check(status.workers.iter().any(|worker| worker.handed_off > 0), "no frame was handed to the other worker")?;
+    let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
+    check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))?;
+    transfer_on(world, V4, 20_000_000)
+}
+
+fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome {
+    let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT)?;
+    let path = format!("/bytes/{length}");
+    let fault = connection.get(&path)?.fault(&path);
+    check(fault.is_none(), fault.unwrap_or_default())
+}
+
+fn three_servers(world: &mut World) -> Outcome {
+    world.balance(V4, "wrr", &[1, 2, 3])?;
+    let report = run(world, &load(world.service(V4), 60, false))?;
+    expect_shares(&report, &[("rs1", 10), ("rs2", 20), ("rs3", 30)])
+}
