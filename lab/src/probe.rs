@@ -61,12 +61,13 @@ impl RawTcp {
 
     /// Sends one segment without payload.
     pub fn send(&self, from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Result<()> {
-        let segment = segment(from, to, flags);
-        let target = SocketAddr::new((*to.ip()).into(), 0);
-        self.socket
-            .send_to(&segment, target)
-            .map(drop)
-            .map_err(Error::when(format!("send a segment to {to}")))
+        self.send_bytes(*to.ip(), &segment(from, to, flags))
+    }
+
+    /// Sends an IP packet that says it carries TCP and carries `bytes`, whatever they are.
+    pub fn send_bytes(&self, to: Ipv4Addr, bytes: &[u8]) -> Result<()> {
+        let sent = self.socket.send_to(bytes, SocketAddr::new(to.into(), 0));
+        sent.map(drop).map_err(Error::when(format!("send a segment to {to}")))
     }
 
     /// The first arriving segment that `wanted` accepts, if one comes within `limit`.

@@ -58,11 +58,6 @@ impl Director {
         self.process.stderr()
     }
 
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.process.id()
-    }
-
     /// Whether it still runs.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.process.try_status().is_none()

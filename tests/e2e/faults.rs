@@ -1,6 +1,8 @@
 //! Bad input and faults: one clear sentence and an exit code, or a named counter; nothing panics.
 
-use crate::director::{Director, LIMIT, UVS, V4, V6, World, in_default_world, in_world, ipvsadm, load, output, uvs};
+use crate::director::{
+    Director, LIMIT, UVS, V4, V6, World, in_default_world, in_world, ipvsadm, load, output, uvs,
+};
 use crate::harness::{Outcome, Tests, check, topology};
 use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
@@ -45,7 +47,10 @@ fn said(output: &Output) -> String {
 /// It failed, said all of `words`, and did not panic.
 fn refused(output: &Output, words: &[&str]) -> Outcome {
     let said = said(output);
-    check(!output.status.success() && output.status.code().is_some(), format!("ended with {}", output.status))?;
+    check(
+        !output.status.success() && output.status.code().is_some(),
+        format!("ended with {}", output.status),
+    )?;
     check(!said.contains("panicked"), &said)?;
     let missing: Vec<_> = words.iter().filter(|word| !said.contains(**word)).collect();
     check(missing.is_empty(), format!("{missing:?} is missing from {said:?}"))
@@ -160,7 +165,12 @@ fn mistakes_in_a_configuration() -> Outcome {
         ("unknown-key", "[director]\ninterfaces = [\"eth0\"]\ncolour = 3\n".into(), ":3:1", vec!["colour"]),
         ("wrong-type", "[director]\ninterfaces = 7\n".into(), ":2:14", vec!["7"]),
         ("scheduler", format!("{service}scheduler = \"fastest\"\n"), ":4:13", vec!["fastest", "wlc"]),
-        ("address", "[[service]]\naddress = \"nowhere\"\nprotocol = \"tcp\"\n".into(), ":2:11", vec!["nowhere"]),
+        (
+            "address",
+            "[[service]]\naddress = \"nowhere\"\nprotocol = \"tcp\"\n".into(),
+            ":2:11",
+            vec!["nowhere"],
+        ),
         ("twice", format!("{service}{service}"), ":5:", vec!["203.0.113.100:80"]),
     ] {
         let file = Configuration::write(name, &text)?;
@@ -200,7 +210,10 @@ fn vips_come_and_go() -> Outcome {
             check(output.status.success(), said(&output))?;
         }
         let report = load(service, 10, false).run(&topology.client)?;
-        check(report.faults.is_empty() && report.samples.len() == 10, format!("{:?}", report.faults.first()))?;
+        check(
+            report.faults.is_empty() && report.samples.len() == 10,
+            format!("{:?}", report.faults.first()),
+        )?;
         check(probe::ping(&topology.client, vip, LIMIT)?, format!("{vip} does not answer pings"))?;
     }
     check(director.terminate()? == Some(0), "the director did not end cleanly")?;
@@ -319,11 +332,15 @@ fn killed_under_load(world: &mut World) -> Outcome {
         stop.store(true, Relaxed);
         outcome?;
         for address in [vip, vip6, topology.director_address(V4)] {
-            check(probe::ping(&topology.client, address, LIMIT)?, format!("{address} does not answer pings"))?;
+            check(
+                probe::ping(&topology.client, address, LIMIT)?,
+                format!("{address} does not answer pings"),
+            )?;
         }
         let answer = Connection::open(&topology.client, other, LIMIT)?.get("/")?;
         check(answer.server == "director", "another port of the VIP is not the kernel's")?;
-        let reset = raw.receive(Duration::from_secs(2), |got| got.source == 80 && got.flags & flags::RST != 0)?;
+        let reset =
+            raw.receive(Duration::from_secs(2), |got| got.source == 80 && got.flags & flags::RST != 0)?;
         check(reset.is_none(), format!("a connection was reset: {reset:?}"))?;
         let _the_clients_give_up = clients.join();
         Ok::<(), Failed>(())
@@ -355,7 +372,9 @@ fn an_interface_disappears(world: &mut World) -> Outcome {
     run(world, &load(world.service(V4), 20, false))?;
     world.topology.director.net().delete("eth2")?;
     wait::until("the director to notice", LIMIT, || {
-        world.status().is_ok_and(|status| !status.devices.iter().any(|device| device.name == "eth2" && device.up))
+        world
+            .status()
+            .is_ok_and(|status| !status.devices.iter().any(|device| device.name == "eth2" && device.up))
     })?;
     world.ipvsadm(&format!("-d -t {} -r {}", world.service(V4), world.server(1, V4, 80)))?;
     let report = run(world, &load(world.service(V4), 40, false))?;

@@ -60,7 +60,10 @@ fn pings(world: &mut World) -> Outcome {
             world.topology.director_address(family),
             world.topology.server_address(0, family),
         ] {
-            check(probe::ping(&world.topology.client, address, LIMIT)?, format!("{address} does not answer pings"))?;
+            check(
+                probe::ping(&world.topology.client, address, LIMIT)?,
+                format!("{address} does not answer pings"),
+            )?;
         }
     }
     Ok(())
@@ -68,7 +71,9 @@ fn pings(world: &mut World) -> Outcome {
 
 fn a_real_server_from_the_director(world: &mut World) -> Outcome {
     balance_both(world)?;
-    [V4, V6].iter().try_for_each(|family| expect(&world.topology.director, world.server(0, *family, 80), "rs1"))
+    [V4, V6]
+        .iter()
+        .try_for_each(|family| expect(&world.topology.director, world.server(0, *family, 80), "rs1"))
 }
 
 /// The replies look like those of balanced connections: from the real server's address and port.

@@ -11,7 +11,9 @@ use uvs_lab::{Plan, Prefix, stream, udp};
 pub(crate) const TESTS: Tests = &[
     ("new_connections", || in_default_world(|world| both_families(world, false))),
     ("keep_alive", || in_default_world(|world| both_families(world, true))),
-    ("generic_mode", || in_world(&Plan::default(), &["--xdp-mode", "generic"], |world| both_families(world, false))),
+    ("generic_mode", || {
+        in_world(&Plan::default(), &["--xdp-mode", "generic"], |world| both_families(world, false))
+    }),
     ("a_thousand_at_once", || in_default_world(a_thousand_at_once)),
     ("shares_follow_the_weights", || in_default_world(shares_follow_the_weights)),
     ("least_connection_balances_open_connections", || in_default_world(least_connection)),
@@ -25,7 +27,9 @@ pub(crate) const TESTS: Tests = &[
         let plan = Plan { client_queues: 2, server_queues: 1, ..Plan::default() };
         in_world(&plan, &["--workers", "2"], two_workers)
     }),
-    ("an_odd_number_of_real_servers", || in_world(&Plan { servers: 3, ..Plan::default() }, &[], three_servers)),
+    ("an_odd_number_of_real_servers", || {
+        in_world(&Plan { servers: 3, ..Plan::default() }, &[], three_servers)
+    }),
 ];
 
 /// Runs a load and demands an answer to every request, all of them right.
@@ -140,7 +144,11 @@ fn real_servers_on_another_port(world: &mut World) -> Outcome {
         let mut servers = Vec::new();
         for index in 0..2 {
             let address = world.server(index, family, 8080);
-            servers.push(Server::start(&world.topology.servers[index], address, &format!("other{}", index + 1))?);
+            servers.push(Server::start(
+                &world.topology.servers[index],
+                address,
+                &format!("other{}", index + 1),
+            )?);
             world.ipvsadm(&format!("-a -t {service} -r {address} -m"))?;
         }
         let report = run(world, &load(service, 40, false))?;
@@ -156,7 +164,11 @@ fn datagrams(world: &mut World) -> Outcome {
         let mut echoes = Vec::new();
         for index in 0..2 {
             let address = world.server(index, family, 5353);
-            echoes.push(udp::Echo::start(&world.topology.servers[index], address, &format!("rs{}", index + 1))?);
+            echoes.push(udp::Echo::start(
+                &world.topology.servers[index],
+                address,
+                &format!("rs{}", index + 1),
+            )?);
             world.ipvsadm(&format!("-a -u {service} -r {address} -m"))?;
         }
         let mut answers = BTreeMap::<String, usize>::new();
@@ -207,7 +219,10 @@ fn two_workers(world: &mut World) -> Outcome {
     let status = world.status()?;
     check(status.workers.len() == 2, format!("{} workers", status.workers.len()))?;
     check(status.workers.iter().all(|worker| worker.received > 0), "one worker received nothing")?;
-    check(status.workers.iter().any(|worker| worker.handed_off > 0), "no frame was handed to the other worker")?;
+    check(
+        status.workers.iter().any(|worker| worker.handed_off > 0),
+        "no frame was handed to the other worker",
+    )?;
     let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
     check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))?;
     transfer_on(world, V4, 20_000_000)
