@@ -48,12 +48,13 @@ pub trait Process: Send {
     /// reported back.)
     fn dropped(&mut self, reason: Reason);
 
-    /// Called between batches, once per turn, when nothing of a batch is in use: the place to pass a quiescent state and
-    /// to sweep for what expired.
-    fn between(&mut self, snapshot: &Snapshot, now: Tick);
+    /// Begins a turn, before anything else is asked of it: nothing of an earlier batch is in use. The place to pass a
+    /// quiescent state of the connection table and to sweep a little.
+    fn between(&mut self, now: Tick);
 
-    /// The worker is about to sleep for up to a quarter of a second; the next call is of another kind.
-    fn sleep(&mut self);
+    /// There is nothing to do, and the worker will sleep for up to a quarter of a second: the place to sweep all that
+    /// expired, and to let go of everything. The next call is [`Process::between`].
+    fn sleep(&mut self, now: Tick);
 }
 
 /// Gives a frame (its parts in order) back to the host's own stack. `false` when it was not taken.
@@ -81,7 +82,7 @@ impl<P: Process> Worker<P> {
             } else if now.saturating_sub(self.busy) < SPIN {
                 std::hint::spin_loop();
             } else {
-                self.sleep();
+                self.sleep(now);
             }
         }
     }
@@ -90,6 +91,7 @@ impl<P: Process> Worker<P> {
     fn turn(&mut self, now: Duration) -> bool {
         let Worker { follower, process, hands, region, batch, .. } = self;
         let (now, snapshot) = (Tick::of(now), follower.refresh());
+        process.between(now);
         let mut worked = false;
         for queue in 0..hands.queues() {
             hands.receive(queue, batch, process);
@@ -104,14 +106,13 @@ impl<P: Process> Worker<P> {
         }
         worked |= hands.collect(process);
         worked |= hands.tend(now);
-        process.between(snapshot, now);
         worked
     }
 
     /// Sleeps until a frame comes, the bell rings or there may be something to do by the clock. Holds neither a snapshot nor
     /// a connection meanwhile.
-    fn sleep(&mut self) {
-        self.process.sleep();
+    fn sleep(&mut self, now: Duration) {
+        self.process.sleep(Tick::of(now));
         self.follower.sleep();
         self.hands.sleep(&self.bell);
     }

@@ -1,19 +1,21 @@
 //! AF_XDP and the workers over real veth devices, with a forwarder in the pipeline's place.
 
-#![allow(clippy::unwrap_used)]
+#![allow(unsafe_code)] // bpf(2)
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-mod support;
+mod forwarder;
+mod namespace;
+mod redirect;
 
+use forwarder::{Forwarder, Seen};
+use namespace::Namespace;
+use redirect::{Attached, Mode, redirect};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
-use support::forwarder::{Forwarder, Seen};
-use support::namespace::Namespace;
-use support::redirect::{Attached, Mode, redirect};
-use support::wait_for;
 use uvs_engine::link::xdp::Options;
 use uvs_engine::link::{Device, Error};
 use uvs_engine::worker::{Crew, Notice, Notices, Running, Seat, Tally};
@@ -92,6 +94,15 @@ fn seats(names: &[&str], mode: Mode) -> Vec<Seat> {
         options,
     };
     (0..).zip(names).map(seat).collect()
+}
+
+/// Waits until `condition` holds; fails when it does not within ten seconds.
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A datagram of `len` bytes there and back, `times` times, each from a new port.

@@ -34,9 +34,9 @@ impl Process for Forwarder {
         self.seen.dropped.fetch_add(1, Relaxed);
     }
 
-    fn between(&mut self, _: &Snapshot, _: Tick) {}
+    fn between(&mut self, _: Tick) {}
 
-    fn sleep(&mut self) {}
+    fn sleep(&mut self, _: Tick) {}
 }
 
 /// Computes the checksum of TCP or UDP over IPv4 anew, over all parts.
