@@ -186,20 +186,19 @@ fn link_as(program: &Program, ifindex: u32, mode: Mode) -> Result<OwnedFd, Steer
     bpf::attach_xdp(program, ifindex, mode.flag()).map_err(|source| refusal(ifindex, mode, source))
 }
 
-/// What the kernel's answer to an attachment means (`dev_xdp_attach` in `net/core/dev.c`).
+/// What the kernel's answer to an attachment means (`bpf_xdp_link_attach` and `dev_xdp_attach` in `net/core/dev.c`).
 fn refusal(ifindex: u32, mode: Mode, source: io::Error) -> SteerError {
+    let Some(device) = netlink::device_name(ifindex) else { return SteerError::NoDevice(ifindex) };
     match source.raw_os_error() {
-        Some(libc::ENODEV) => SteerError::NoDevice(ifindex),
-        Some(libc::EBUSY | libc::EEXIST) => claimed(ifindex),
+        Some(libc::EBUSY | libc::EEXIST) => claimed(ifindex, device),
         Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
             SteerError::from_bpf("attach an XDP program", source)
         }
-        _ => SteerError::Unsupported { device: netlink::device_name(ifindex), mode, source },
+        _ => SteerError::Unsupported { device, mode, source },
     }
 }
 
-fn claimed(ifindex: u32) -> SteerError {
-    let device = netlink::device_name(ifindex);
+fn claimed(ifindex: u32, device: String) -> SteerError {
     let how = match Route::open().and_then(|mut route| route.xdp_attachment(ifindex)) {
         Ok(Some(netlink::XdpAttachment::Generic)) => "xdpgeneric",
         Ok(Some(netlink::XdpAttachment::Offloaded)) => "xdpoffload",

@@ -141,16 +141,16 @@ impl Guard {
         const ACT_DIRECT: u32 = 1;
         let program = self.program.as_fd().as_raw_fd().cast_unsigned().to_ne_bytes();
         let name = [name.as_bytes(), b"\0"].concat();
+        let options = netlink::nested(&[
+            (TCA_BPF_FD, &program),
+            (TCA_BPF_NAME, &name),
+            (TCA_BPF_FLAGS, &ACT_DIRECT.to_ne_bytes()),
+        ]);
         let message = tc_message(ifindex, HANDLE, INGRESS, information(priority));
         route.change(
-            Request::new(libc::RTM_NEWTFILTER, CREATE | flag, &message).with(TCA_KIND, b"bpf\0").with_nested(
-                TCA_OPTIONS,
-                &[
-                    (TCA_BPF_FD, &program[..]),
-                    (TCA_BPF_NAME, &name[..]),
-                    (TCA_BPF_FLAGS, &ACT_DIRECT.to_ne_bytes()[..]),
-                ],
-            ),
+            Request::new(libc::RTM_NEWTFILTER, CREATE | flag, &message)
+                .with(TCA_KIND, b"bpf\0")
+                .with(TCA_OPTIONS | netlink::NESTED, &options),
         )
     }
 }
@@ -171,8 +171,9 @@ pub fn status() -> Result<Vec<Standing>, SteerError> {
     let devices = route.devices().map_err(|e| SteerError::from_network("list the devices", e))?;
     let mut standing = Vec::new();
     for ifindex in devices {
-        if let Some(filter) = filters(&mut route, ifindex)?.first() {
-            let device = netlink::device_name(ifindex);
+        if let Some(filter) = filters(&mut route, ifindex)?.first()
+            && let Some(device) = netlink::device_name(ifindex)
+        {
             standing.push(Standing { ifindex, device, remaining: remaining(filter.program) });
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! [`Steering`] holds the services and real servers in maps of the kernel. Its XDP program, one per device, hands their
 //! frames to the AF_XDP socket of the queue they came on and leaves everything else to the kernel untouched, under any
-//! load. The [`Guard`] stands behind it: when the process dies, the kernel does not answer what was ours.
+//! load. The [`Guard`] stands behind it: when the process dies, the kernel does not answer what was ours. What was taken
+//! and turns out not to be ours goes back through [`WayBack`].
 //!
 //! The order in which they are set up matters: the services, the guard, the sockets, and the XDP program last, so that
 //! no frame of ours meets the kernel in between.
@@ -22,11 +23,13 @@ mod maps;
 mod netlink;
 mod parse;
 pub mod program;
+pub mod way_back;
 
 pub use attach::{Attachment, DryRun, Mode, WantedMode};
 pub use error::SteerError;
 pub use guard::Guard;
 pub use key::Key;
+pub use way_back::{Injected, WayBack};
 
 use maps::{Set, Sets};
 use std::net::IpAddr;

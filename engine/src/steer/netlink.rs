@@ -37,16 +37,18 @@ impl Request {
         attribute(&mut self.bytes, kind, value);
         self
     }
+}
 
-    /// Adds an attribute that holds attributes.
-    pub(super) fn with_nested(self, kind: u16, inner: &[(u16, &[u8])]) -> Self {
-        const NESTED: u16 = 1 << 15;
-        let mut bytes = Vec::new();
-        for (kind, value) in inner {
-            attribute(&mut bytes, *kind, value);
-        }
-        self.with(kind | NESTED, &bytes)
+/// Marks the type of an attribute that holds attributes.
+pub(super) const NESTED: u16 = 1 << 15;
+
+/// Attributes as the value of another.
+pub(super) fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, value) in attributes {
+        attribute(&mut bytes, *kind, value);
     }
+    bytes
 }
 
 fn attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -122,7 +124,7 @@ impl Route {
     pub(super) fn xdp_attachment(&mut self, ifindex: u32) -> io::Result<Option<XdpAttachment>> {
         const IFLA_XDP: u16 = 43;
         const IFLA_XDP_ATTACHED: u16 = 2;
-        let mut request = Request::new(libc::RTM_GETLINK, 0, &link_message(ifindex));
+        let mut request = Request::new(libc::RTM_GETLINK, 0, &link_message(ifindex, 0, 0));
         add_flags(&mut request, ACKNOWLEDGE);
         let messages = self.exchange(request)?;
         let attached = messages
@@ -137,9 +139,24 @@ impl Route {
         })
     }
 
+    /// Index and link-layer address of the device of this name.
+    pub(super) fn device(&mut self, name: &str) -> io::Result<(u32, [u8; 6])> {
+        const IFLA_ADDRESS: u16 = 1;
+        const IFLA_IFNAME: u16 = 3;
+        let name = [name.as_bytes(), b"\0"].concat();
+        let mut request = Request::new(libc::RTM_GETLINK, 0, &link_message(0, 0, 0)).with(IFLA_IFNAME, &name);
+        add_flags(&mut request, ACKNOWLEDGE);
+        let messages = self.exchange(request)?;
+        let read = |message: &Vec<u8>| {
+            let address = find(message.get(16..)?, IFLA_ADDRESS)?;
+            Some((number(message.get(4..)?)?, *address.first_chunk()?))
+        };
+        messages.iter().find_map(read).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// The indices of all devices.
     pub(super) fn devices(&mut self) -> io::Result<Vec<u32>> {
-        let messages = self.dump(Request::new(libc::RTM_GETLINK, 0, &link_message(0)))?;
+        let messages = self.dump(Request::new(libc::RTM_GETLINK, 0, &link_message(0, 0, 0)))?;
         Ok(messages.iter().filter_map(|message| number(message.get(4..)?)).collect())
     }
 
@@ -205,21 +222,20 @@ fn add_flags(request: &mut Request, flags: u16) {
     request.bytes[6..8].copy_from_slice(&all.to_ne_bytes());
 }
 
-/// `struct ifinfomsg`
-fn link_message(ifindex: u32) -> [u8; 16] {
+/// `struct ifinfomsg`: which device, and which of its flags (`IFF_*`) to set to what.
+pub(super) fn link_message(ifindex: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut message = [0; 16];
     message[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    message[8..12].copy_from_slice(&flags.to_ne_bytes());
+    message[12..16].copy_from_slice(&change.to_ne_bytes());
     message
 }
 
-/// The name of a device for a message, or its index when it has gone.
-pub(super) fn device_name(ifindex: u32) -> String {
+/// The name of a device, if it is there.
+pub(super) fn device_name(ifindex: u32) -> Option<String> {
     let mut name = [0_u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the call asks for.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
     let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    match found.is_null() {
-        true => format!("device {ifindex}"),
-        false => String::from_utf8_lossy(&name[..end]).into_owned(),
-    }
+    (!found.is_null()).then(|| String::from_utf8_lossy(&name[..end]).into_owned())
 }
