@@ -353,3 +353,28 @@ fn ip4(text: &str) -> std::net::Ipv4Addr {
 fn ip6(text: &str) -> std::net::Ipv6Addr {
     text.parse().unwrap()
 }
+
+/// An extension header of `8 * units` bytes in front of `rest`.
+fn extension(next: u8, units: u8, rest: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; 8 * usize::from(units)];
+    header[0] = next;
+    header[1] = units - 1;
+    header.extend(rest);
+    header
+}
+
+/// A fragment header in front of `rest`; `field` is the offset and the flag for more.
+fn fragment6(next: u8, field: u16, rest: &[u8]) -> Vec<u8> {
+    let [high, low] = field.to_be_bytes();
+    [&[next, 0, high, low, 0, 0, 0, 1], rest].concat()
+}
+
+/// An ICMP error of the family of its addresses that quotes a packet.
+fn icmp_error(kind: u8, source: IpAddr, destination: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let error = [&[kind, 0, 0, 0, 0, 0, 0, 0], quoted].concat();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, 1, 0, &[], &error),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, 58, &error),
+        _ => panic!("one packet, two families"),
+    }
+}
