@@ -97,12 +97,12 @@ impl<P: Process> Worker<P> {
             hands.receive(queue, batch, process);
             worked |= !batch.is_empty();
             let verdicts = judge(process, snapshot, now, batch, region);
-            hands.carry_out(batch, &verdicts, (now, now), process);
+            hands.carry_out(batch, &verdicts, None, now, process);
         }
         for (frame, since) in hands.take_held(snapshot.generation, now).into_iter().flatten() {
             batch.extend(frame);
             let verdicts = judge(process, snapshot, now, batch, region);
-            hands.carry_out(batch, &verdicts, (since, now), process);
+            hands.carry_out(batch, &verdicts, Some(since), now, process);
         }
         worked |= hands.collect(process);
         worked |= hands.tend(now);

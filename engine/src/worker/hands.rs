@@ -102,13 +102,14 @@ impl Hands {
         }
     }
 
-    /// Carries out one verdict per frame of `batch`, which is empty afterwards. `since` is when the frames came, `now` the
-    /// time.
+    /// Carries out one verdict per frame of `batch`, which is empty afterwards. `held_since` is
+    /// when they were first held, if they were.
     pub(super) fn carry_out(
         &mut self,
         batch: &mut Batch,
         verdicts: &[Verdict],
-        (since, now): (Tick, Tick),
+        held_since: Option<Tick>,
+        now: Tick,
         process: &mut impl Process,
     ) {
         let mut parts = batch.drain(..);
@@ -124,7 +125,7 @@ impl Hands {
             let done = match *verdict {
                 Verdict::Transmit(port) => self.transmit(&mut frame, port),
                 Verdict::ToKernel => self.give_back(&frame),
-                Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, since, now),
+                Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, held_since, now),
                 Verdict::Drop(_) => Ok(()),
             };
             if let Err(reason) = done {
@@ -174,7 +175,14 @@ impl Hands {
         Ok(())
     }
 
-    fn hold(&mut self, frame: &mut Parts, on: Neighbour, since: Tick, now: Tick) -> Result<(), Reason> {
+    fn hold(
+        &mut self,
+        frame: &mut Parts,
+        on: Neighbour,
+        held_since: Option<Tick>,
+        now: Tick,
+    ) -> Result<(), Reason> {
+        let since = held_since.unwrap_or(now);
         if is_given_up(since, now) {
             return Err(Reason::NeighbourUnresolved);
         }
@@ -183,7 +191,7 @@ impl Hands {
             Kept::Ask => self.tools.notices.tell(Notice::Unresolved(on)),
             Kept::Waits => {}
         }
-        self.tools.tally.held.add(u64::from(since == now));
+        self.tools.tally.held.add(u64::from(held_since.is_none()));
         Ok(())
     }
 
@@ -279,5 +287,15 @@ impl Hands {
             own(port).or_else(|| others(workers)).unwrap_or(Egress::Nobody)
         };
         self.egress = owners.iter().enumerate().map(way_out).collect();
+    }
+
+    #[cfg(test)]
+    pub(super) fn free_frames(&self) -> usize {
+        self.tools.pool.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn mailbox(&self) -> Arc<Mailbox> {
+        self.tools.mailboxes[self.tools.me].clone()
     }
 }

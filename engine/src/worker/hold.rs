@@ -17,12 +17,16 @@ const PATIENCE_SECONDS: u32 = 3;
 /// Ticks after which held frames are tried again though no change was seen.
 const RETRY_TICKS: i32 = 10;
 
+/// Of frames just held it is not known by which configuration they were judged: they are judged again at the next tick.
+const UNKNOWN: u64 = u64::MAX;
+
 /// Held frames, the oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     frames: VecDeque<Held>,
     awaited: Vec<Awaited>,
-    tried: Option<(u64, Tick)>,
+    /// The generation of the configuration by which they were last judged, and when.
+    tried: (u64, Tick),
 }
 
 #[derive(Debug)]
@@ -73,6 +77,9 @@ impl Holding {
                 Kept::Ask
             }
         };
+        if self.frames.is_empty() {
+            self.tried = (UNKNOWN, now);
+        }
         self.frames.push_back(Held { frame: frame.take(), since });
         answer
     }
@@ -84,11 +91,9 @@ impl Holding {
 
     /// Whether it is time to run the held frames through the pipeline again: the configuration changed, or a while passed.
     pub(super) fn is_due(&self, generation: u64, now: Tick) -> bool {
-        !self.frames.is_empty()
-            && self.tried.is_none_or(|(then, tried)| {
-                let ticks = now.since(tried);
-                (then != generation && ticks > 0) || !(0..RETRY_TICKS).contains(&ticks)
-            })
+        let (then, tried) = self.tried;
+        let ticks = now.since(tried);
+        !self.frames.is_empty() && ((then != generation && ticks > 0) || !(0..RETRY_TICKS).contains(&ticks))
     }
 
     /// Gives all frames out, each with the tick since which it is held, to be judged again.
@@ -97,7 +102,7 @@ impl Holding {
         generation: u64,
         now: Tick,
     ) -> impl Iterator<Item = (Parts, Tick)> + use<> {
-        self.tried = Some((generation, now));
+        self.tried = (generation, now);
         // Who is still awaited when the frames come back keeps the time it was last asked for.
         self.awaited.retain_mut(|awaited| std::mem::take(&mut awaited.frames) > 0);
         std::mem::take(&mut self.frames).into_iter().map(|held| (held.frame, held.since))
@@ -160,7 +165,12 @@ mod tests {
         assert_eq!((frames.len(), holding.len()), (1, 0));
         let (frame, since) = &mut frames[0];
         assert_eq!(holding.keep(frame, neighbour(1), *since, Tick(5)), Kept::Waits, "asked for at tick 0");
-        let table = [(1, 5, false), (2, 5, false), (2, 6, true), (1, 14, false), (1, 15, true), (1, 4, true)];
+        let table = [(1, 5, false), (1, 6, true), (2, 6, true), (1, 4, true)];
+        for (generation, now, due) in table {
+            assert_eq!(holding.is_due(generation, Tick(now)), due, "generation {generation}, tick {now}");
+        }
+        holding.tried = (1, Tick(5));
+        let table = [(1, 5, false), (2, 5, false), (2, 6, true), (1, 14, false), (1, 15, true)];
         for (generation, now, due) in table {
             assert_eq!(holding.is_due(generation, Tick(now)), due, "generation {generation}, tick {now}");
         }
