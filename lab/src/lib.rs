@@ -20,7 +20,7 @@ pub mod udp;
 pub mod wait;
 
 pub use error::Error;
-pub use namespace::{DIRECTORY, Namespace, obstacle};
+pub use namespace::{DIRECTORY, Namespace, has_ipv6, obstacle};
 pub use netlink::{Prefix, Rtnl, Veth};
 pub use process::Process;
 pub use topology::{Arms, Plan, Topology};

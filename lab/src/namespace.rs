@@ -54,9 +54,11 @@ impl Namespace {
     }
 
     fn settle_down(&self) -> Result<()> {
-        for scope in ["all", "default"] {
-            self.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
-            self.sysctl(&format!("net/ipv6/conf/{scope}/router_solicitations"), "0")?;
+        if has_ipv6() {
+            for scope in ["all", "default"] {
+                self.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
+                self.sysctl(&format!("net/ipv6/conf/{scope}/router_solicitations"), "0")?;
+            }
         }
         self.sysctl("net/ipv4/ping_group_range", "0 2147483647")?;
         self.net().up("lo")
@@ -193,6 +195,11 @@ fn prepare_directory() -> Result<()> {
     mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .and_then(|()| share())
         .map_err(|errno| denied(errno.into()))
+}
+
+/// Whether this kernel has IPv6. Without it labs are IPv4 only.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Why this process cannot build a lab on this machine, if so: it lacks the privilege, or the kernel lacks veth.

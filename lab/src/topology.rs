@@ -7,7 +7,7 @@
 //!                                                    director ┘            └── rs2
 //! ```
 
-use crate::{Namespace, Prefix, Result, Veth};
+use crate::{Namespace, Prefix, Result, Veth, has_ipv6};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -139,7 +139,9 @@ impl Topology {
     fn prepare_director(&self) -> Result<()> {
         let director = &self.director;
         director.sysctl("net/ipv4/ip_forward", "1")?;
-        director.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        if has_ipv6() {
+            director.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        }
         for scope in ["all", "default"] {
             director.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
             director.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
@@ -149,7 +151,7 @@ impl Topology {
 
     fn wire_two_arms(&self, plan: &Plan) -> Result<()> {
         wire(&self.director, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?;
-        for family in FAMILIES {
+        for family in families() {
             self.address(&self.client, "eth0", self.client_address(family))?;
             self.address(&self.director, "eth0", self.director_address(family))?;
             self.client.net().add_route(Prefix::everything(family), self.director_address(family))?;
@@ -157,7 +159,7 @@ impl Topology {
         for (index, server) in self.servers.iter().enumerate() {
             let device = format!("eth{}", index + 1);
             wire(&self.director, &device, server, "eth0", plan.server_queues, plan.mtu)?;
-            for family in FAMILIES {
+            for family in families() {
                 self.address(&self.director, &device, self.gateway(index, family))?;
                 self.address(server, "eth0", self.server_address(index, family))?;
                 server.net().add_route(Prefix::everything(family), self.gateway(index, family))?;
@@ -176,7 +178,7 @@ impl Topology {
             wire(switch, &port, host, "eth0", queues, plan.mtu)?;
             switch.net().join_bridge(&port, "br0")?;
         }
-        for family in FAMILIES {
+        for family in families() {
             self.address(&self.client, "eth0", self.client_address(family))?;
             self.address(&self.director, "eth0", self.director_address(family))?;
             for (index, server) in self.servers.iter().enumerate() {
@@ -198,7 +200,11 @@ impl Topology {
     }
 }
 
-const FAMILIES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// An address of every family this kernel has.
+fn families() -> impl Iterator<Item = IpAddr> {
+    let v6 = has_ipv6().then_some(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    std::iter::once(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).chain(v6)
+}
 
 /// Makes a pair between two namespaces and takes both ends up.
 fn wire(

@@ -16,7 +16,12 @@ pub(crate) const TESTS: Tests = &[
     }),
     ("a_thousand_at_once", || in_default_world(a_thousand_at_once)),
     ("shares_follow_the_weights", || in_default_world(shares_follow_the_weights)),
-    ("least_connection_balances_open_connections", || in_default_world(least_connection)),
+    ("lc_balances_open_connections", || {
+        in_default_world(|world| open_connections(world, "lc", [1, 1], [10, 10]))
+    }),
+    ("wlc_balances_open_connections", || {
+        in_default_world(|world| open_connections(world, "wlc", [3, 1], [15, 5]))
+    }),
     ("two_hundred_megabytes_each_way", || in_default_world(|world| transfer(world, V4, 200_000_000))),
     ("ipv6_transfers", || in_default_world(|world| transfer(world, V6, 20_000_000))),
     ("jumbo_frames", || in_world(&Plan { mtu: 9000, ..Plan::default() }, &[], jumbo_frames)),
@@ -93,21 +98,17 @@ fn shares_follow_the_weights(world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// Open connections one after the other: each goes where the fewest are, in proportion to the weights.
-fn least_connection(world: &mut World) -> Outcome {
-    for (scheduler, weights, expected) in [("lc", [1, 1], [10, 10]), ("wlc", [3, 1], [15, 5])] {
-        world.balance(V4, scheduler, &weights)?;
-        let mut open = Vec::new();
-        let mut counts = [0; 2];
-        for _ in 0..20 {
-            let mut connection = Connection::open(&world.topology.client, world.service(V4), LIMIT)?;
-            counts[usize::from(connection.get("/")?.server == "rs2")] += 1;
-            open.push(connection);
-        }
-        check(counts == expected, format!("{scheduler} {weights:?}: {counts:?}, not {expected:?}"))?;
-        world.ipvsadm("-C")?;
+/// Twenty connections opened one after the other: each goes where the fewest are, in proportion to the weights.
+fn open_connections(world: &mut World, scheduler: &str, weights: [u32; 2], expected: [usize; 2]) -> Outcome {
+    world.balance(V4, scheduler, &weights)?;
+    let mut open = Vec::new();
+    let mut counts = [0; 2];
+    for _ in 0..20 {
+        let mut connection = Connection::open(&world.topology.client, world.service(V4), LIMIT)?;
+        counts[usize::from(connection.get("/")?.server == "rs2")] += 1;
+        open.push(connection);
     }
-    Ok(())
+    check(counts == expected, format!("{scheduler} {weights:?}: {counts:?}, not {expected:?}"))
 }
 
 /// The same length down and up through one connection.
