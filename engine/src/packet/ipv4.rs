@@ -1,0 +1,225 @@
+//! IPv4 (RFC 791).
+
+use super::checksum::{Delta, Sum};
+use super::{Error, array, array_mut, be16};
+use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut, Range};
+
+/// Length of the header without options, in bytes.
+pub const HEADER_LEN: usize = 20;
+
+/// Byte ranges of the header.
+pub mod field {
+    use super::Range;
+    /// Version and header length in 32-bit words.
+    pub const VERSION_IHL: usize = 0;
+    /// Length of header and payload, in bytes.
+    pub const TOTAL_LENGTH: usize = 2;
+    /// Flags and the fragment's offset in 8-byte units.
+    pub const FRAGMENT: usize = 6;
+    /// Time to live.
+    pub const TTL: usize = 8;
+    /// Protocol of the payload.
+    pub const PROTOCOL: usize = 9;
+    /// The header's checksum.
+    pub const CHECKSUM: Range<usize> = 10..12;
+    /// Source and destination address.
+    pub const ADDRESSES: Range<usize> = 12..20;
+}
+
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET: u16 = 0x1fff;
+
+/// A view of a header's fixed part.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4<B>(B);
+
+impl<'a> Ipv4<&'a [u8; HEADER_LEN]> {
+    /// Views the header at `bytes[offset..]`. Version and header length are valid, the options lie within `bytes`, and
+    /// the total length covers the header. Whether the payload is there is the caller's to check: `bytes` may be only
+    /// the first part of the packet.
+    #[inline]
+    pub fn parse(bytes: &'a [u8], offset: usize) -> Result<Self, Error> {
+        let view = Ipv4(array(bytes, offset)?);
+        let header = view.header_len();
+        if view.0[field::VERSION_IHL] >> 4 != 4 || header < HEADER_LEN || view.total_len() < header {
+            return Err(Error::Malformed);
+        }
+        if header > bytes.len() - offset { Err(Error::Truncated) } else { Ok(view) }
+    }
+}
+
+impl<'a> Ipv4<&'a mut [u8; HEADER_LEN]> {
+    /// Views the fixed header at `bytes[offset..]`, to write. Checks no more than that the bytes are there.
+    #[inline]
+    pub fn parse_mut(bytes: &'a mut [u8], offset: usize) -> Result<Self, Error> {
+        array_mut(bytes, offset).map(Ipv4)
+    }
+}
+
+impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv4<B> {
+    /// Length of the header with its options, in bytes.
+    #[inline]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.0[field::VERSION_IHL] & 0xf) * 4
+    }
+
+    /// Length of header and payload, in bytes.
+    #[inline]
+    pub fn total_len(&self) -> usize {
+        usize::from(be16(&self.0, field::TOTAL_LENGTH))
+    }
+
+    /// Whether no router may fragment the packet.
+    #[inline]
+    pub fn dont_fragment(&self) -> bool {
+        be16(&self.0, field::FRAGMENT) & DONT_FRAGMENT != 0
+    }
+
+    /// Whether this is one of several fragments.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        be16(&self.0, field::FRAGMENT) & (MORE_FRAGMENTS | OFFSET) != 0
+    }
+
+    /// Whether this is the fragment, or the whole, that starts with the transport header.
+    #[inline]
+    pub fn is_first(&self) -> bool {
+        be16(&self.0, field::FRAGMENT) & OFFSET == 0
+    }
+
+    /// Time to live.
+    #[inline]
+    pub fn ttl(&self) -> u8 {
+        self.0[field::TTL]
+    }
+
+    /// Protocol of the payload.
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.0[field::PROTOCOL]
+    }
+
+    /// Source and destination as one word, as it lies in memory.
+    #[inline]
+    pub fn addresses(&self) -> u64 {
+        let [.., a, b, c, d, e, f, g, h] = *self.0;
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// Source address.
+    pub fn source(&self) -> Ipv4Addr {
+        let [.., a, b, c, d, _, _, _, _] = *self.0;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// Destination address.
+    pub fn destination(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = *self.0;
+        Ipv4Addr::new(a, b, c, d)
+    }
+}
+
+impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
+    /// One hop less, and new addresses; the checksum follows.
+    #[inline]
+    pub fn forward(&mut self, addresses: u64) {
+        let hop = u16::from_ne_bytes([self.0[field::TTL], self.0[field::PROTOCOL]]);
+        let delta = Delta::default().word64(self.addresses(), addresses);
+        self.0[field::ADDRESSES].copy_from_slice(&addresses.to_ne_bytes());
+        self.0[field::TTL] = self.0[field::TTL].wrapping_sub(1);
+        let delta = delta.word16(hop, u16::from_ne_bytes([self.0[field::TTL], self.0[field::PROTOCOL]]));
+        let old = u16::from_ne_bytes([self.0[10], self.0[11]]);
+        self.0[field::CHECKSUM].copy_from_slice(&delta.apply(old).to_ne_bytes());
+    }
+
+    /// Writes a whole header without options for a packet of `payload` bytes, not to be fragmented.
+    pub fn emit(&mut self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, ttl: u8, payload: u16) {
+        let [fragment, _] = DONT_FRAGMENT.to_be_bytes();
+        let total = payload.saturating_add(20).to_be_bytes();
+        *self.0 =
+            [0x45, 0, total[0], total[1], 0, 0, fragment, 0, ttl, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.0[12..16].copy_from_slice(&source.octets());
+        self.0[16..20].copy_from_slice(&destination.octets());
+        let checksum = Sum::of(&self.0[..]).checksum();
+        self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 192.0.2.1 → 198.51.100.2, TCP, 40 bytes in all.
+    const HEADER: [u8; 20] =
+        [0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0x4e, 0x98, 192, 0, 2, 1, 198, 51, 100, 2];
+
+    fn with(offset: usize, value: u8) -> [u8; 20] {
+        let mut header = HEADER;
+        header[offset] = value;
+        header
+    }
+
+    #[test]
+    fn reads() {
+        let view = Ipv4::parse(&HEADER, 0).unwrap();
+        assert_eq!((view.header_len(), view.total_len(), view.ttl(), view.protocol()), (20, 40, 64, 6));
+        assert_eq!(view.source(), Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(view.destination(), Ipv4Addr::new(198, 51, 100, 2));
+        assert_eq!(view.addresses().to_ne_bytes(), [192, 0, 2, 1, 198, 51, 100, 2]);
+        assert!(!view.is_fragment() && view.is_first());
+        assert_eq!(Sum::of(&HEADER).fold(), 0xffff, "the example's own checksum");
+    }
+
+    #[test]
+    fn refuses_contradictions() {
+        let refused = [
+            ("version 5", with(0, 0x55), Error::Malformed),
+            ("a header of four words", with(0, 0x44), Error::Malformed),
+            ("a total length within the header", with(3, 19), Error::Malformed),
+            ("options beyond the bytes", with(0, 0x46), Error::Truncated),
+        ];
+        for (what, header, error) in refused {
+            assert_eq!(Ipv4::parse(&header, 0).err(), Some(error), "{what}");
+        }
+        for len in 0..20 {
+            assert_eq!(Ipv4::parse(&HEADER[..len], 0).err(), Some(Error::Truncated), "{len}");
+        }
+    }
+
+    #[test]
+    fn tells_fragments() {
+        for (what, flags, fragment, first) in [
+            ("don't fragment", [0x40, 0], false, true),
+            ("more fragments", [0x20, 0], true, true),
+            ("a later one", [0x20, 1], true, false),
+            ("the last one", [0x1f, 0xff], true, false),
+        ] {
+            let mut header = HEADER;
+            header[6..8].copy_from_slice(&flags);
+            let view = Ipv4::parse(&header, 0).unwrap();
+            assert_eq!((view.is_fragment(), view.is_first()), (fragment, first), "{what}");
+        }
+    }
+
+    #[test]
+    fn forwards_with_the_checksum() {
+        let mut header = HEADER;
+        let to = u64::from_ne_bytes([192, 0, 2, 1, 10, 0, 0, 9]);
+        Ipv4::parse_mut(&mut header, 0).unwrap().forward(to);
+        let view = Ipv4::parse(&header, 0).unwrap();
+        assert_eq!((view.ttl(), view.destination()), (63, Ipv4Addr::new(10, 0, 0, 9)));
+        assert_eq!(Sum::of(&header).fold(), 0xffff);
+    }
+
+    #[test]
+    fn emits() {
+        let mut header = [0xff; 20];
+        let (a, b) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 2));
+        Ipv4::parse_mut(&mut header, 0).unwrap().emit(a, b, 1, 64, 36);
+        let view = Ipv4::parse(&header, 0).unwrap();
+        assert_eq!((view.source(), view.destination(), view.total_len(), view.protocol()), (a, b, 56, 1));
+        assert_eq!(Sum::of(&header).fold(), 0xffff);
+    }
+}
