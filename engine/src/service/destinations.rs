@@ -1,0 +1,304 @@
+//! What connections need to know of their real server, for all services: is it there, and how many connections has it.
+//!
+//! Workers read and change this without a lock. A destination's place is named by its [`DestinationId`], which is also what
+//! the connection table stores; it outlives the destination's removal until its last connection is gone, so that a real
+//! server that comes back finds its connections and counters (IPVS's trash).
+
+use crate::chunked::Chunked;
+use crate::counters::{Counters, Traffic};
+use crate::service::ServiceKey;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use uvs_conntrack::{DestinationId, SharedTable, Tick};
+
+/// How long a removed destination without connections is remembered, in seconds (IPVS: 120).
+const TRASH_SECONDS: u32 = 120;
+
+/// A service's place in [`Destinations`]: where changes of its destinations' load are noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ServiceId(u32);
+
+/// One destination as the workers see it.
+#[derive(Debug, Default)]
+struct Runtime {
+    /// Read for every packet of a client, written by commands.
+    standing: Standing,
+    /// Written when a connection begins, ends or changes its activity.
+    load: Load,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Standing {
+    available: AtomicBool,
+    service: AtomicU32,
+    slot: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Load {
+    /// Active connections in the upper half, inactive ones in the lower: one addition moves a connection between them.
+    connections: AtomicU64,
+    /// Whether the destination is noted in its service's list of changed ones.
+    noted: AtomicBool,
+    /// The destination noted before it.
+    next: AtomicU32,
+}
+
+const ACTIVE: u64 = 1 << 32;
+const INACTIVE: u64 = 1;
+
+fn one(active: bool) -> u64 {
+    if active { ACTIVE } else { INACTIVE }
+}
+
+/// How many connections a destination has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections {
+    /// Those in an active protocol state.
+    pub active: u32,
+    /// The others.
+    pub inactive: u32,
+}
+
+/// The head of a service's list of destinations whose load changed.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Noted(AtomicU32);
+
+impl Default for Noted {
+    fn default() -> Self {
+        Noted(AtomicU32::new(DestinationId::NONE.0))
+    }
+}
+
+/// A destination's name for good: the service it belongs to and its own address.
+type Name = (ServiceKey, SocketAddr);
+
+#[derive(Debug)]
+struct Trashed {
+    id: DestinationId,
+    /// What its counters start from.
+    base: Traffic,
+    since: Tick,
+}
+
+#[derive(Debug)]
+struct Holder {
+    id: ServiceId,
+    /// The service itself, its destinations, and those of them in the trash.
+    count: usize,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    trash: HashMap<Name, Trashed>,
+    services: HashMap<ServiceKey, Holder>,
+    free: Vec<ServiceId>,
+    used: u32,
+}
+
+/// All destinations of all services, in use or in the trash.
+#[derive(Debug)]
+pub struct Destinations {
+    runtimes: Chunked<Runtime>,
+    noted: Chunked<Noted>,
+    counters: Arc<Counters>,
+    table: Arc<SharedTable>,
+    registry: Mutex<Registry>,
+}
+
+/// A destination's place, and what its counters held when it took it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) id: DestinationId,
+    pub(super) base: Traffic,
+}
+
+impl Destinations {
+    /// No destination yet; `table` gives them their ids, `counters` count for them.
+    pub fn new(table: Arc<SharedTable>, counters: Arc<Counters>) -> Arc<Self> {
+        let capacity = table.limits().destinations as usize;
+        Arc::new(Destinations {
+            runtimes: Chunked::new(capacity),
+            noted: Chunked::new(capacity.max(1 << 20)),
+            counters,
+            table,
+            registry: Mutex::default(),
+        })
+    }
+
+    /// The workers' counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Whether the destination is one of its service's now.
+    #[inline]
+    pub fn is_available(&self, id: DestinationId) -> bool {
+        self.runtime(id).is_some_and(|runtime| runtime.standing.available.load(Ordering::Relaxed))
+    }
+
+    /// How many connections the destination has.
+    pub fn connections(&self, id: DestinationId) -> Connections {
+        let word = self.runtime(id).map_or(0, |runtime| runtime.load.connections.load(Ordering::Acquire));
+        #[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
+        Connections { active: (word >> 32) as u32, inactive: word as u32 }
+    }
+
+    /// Counts a new connection. Its service's lock is held, so the scheduler is told right away.
+    pub(crate) fn began(&self, id: DestinationId, active: bool) {
+        if let Some(runtime) = self.runtime(id) {
+            runtime.load.connections.fetch_add(one(active), Ordering::AcqRel);
+        }
+    }
+
+    /// A connection became active or inactive.
+    pub(crate) fn moved(&self, id: DestinationId, active: bool) {
+        self.change(id, one(active).wrapping_sub(one(!active)));
+    }
+
+    /// A connection ended.
+    pub(crate) fn ended(&self, id: DestinationId, active: bool) {
+        self.change(id, 0_u64.wrapping_sub(one(active)));
+    }
+
+    fn change(&self, id: DestinationId, by: u64) {
+        let Some(runtime) = self.runtime(id) else { return };
+        runtime.load.connections.fetch_add(by, Ordering::AcqRel);
+        // Who takes the list clears the mark before it reads the count: either it sees this change or the mark is set anew.
+        if runtime.load.noted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(head) = self.noted.get(runtime.standing.service.load(Ordering::Relaxed) as usize) else {
+            return;
+        };
+        let mut first = head.0.load(Ordering::Relaxed);
+        loop {
+            runtime.load.next.store(first, Ordering::Relaxed);
+            match head.0.compare_exchange_weak(first, id.0, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(newer) => first = newer,
+            }
+        }
+    }
+
+    /// Takes the destinations of a service whose load changed since the last time: their ids and slots' indices.
+    #[inline]
+    pub(super) fn take_changed(&self, service: ServiceId, mut each: impl FnMut(DestinationId, usize)) {
+        let Some(head) = self.noted.get(service.0 as usize) else { return };
+        if head.0.load(Ordering::Relaxed) == DestinationId::NONE.0 {
+            return;
+        }
+        let mut next = head.0.swap(DestinationId::NONE.0, Ordering::Acquire);
+        while let Some(runtime) = self.runtime(DestinationId(next)) {
+            let id = DestinationId(next);
+            next = runtime.load.next.load(Ordering::Relaxed);
+            runtime.load.noted.swap(false, Ordering::AcqRel);
+            each(id, runtime.standing.slot.load(Ordering::Relaxed) as usize);
+        }
+    }
+
+    /// A place for a service that begins. The same one as before while destinations of it are in the trash.
+    pub(super) fn enter_service(&self, key: ServiceKey) -> ServiceId {
+        let mut registry = self.registry();
+        let id = registry.hold(key);
+        self.noted.make(id.0 as usize);
+        id
+    }
+
+    /// The service is gone; its destinations were removed before.
+    pub(super) fn leave_service(&self, key: ServiceKey) {
+        self.registry().release(key);
+    }
+
+    /// A place for a destination: its old one if it is still in the trash. `None` when all are taken.
+    pub(super) fn enter(&self, key: ServiceKey, address: SocketAddr) -> Option<Place> {
+        let mut registry = self.registry();
+        if let Some(trashed) = registry.trash.remove(&(key, address)) {
+            return Some(Place { id: trashed.id, base: trashed.base });
+        }
+        let id = self.table.destinations().intern(&key.identity(address)).ok()?;
+        let service = registry.hold(key);
+        let runtime = self.runtimes.make(id.0 as usize)?;
+        runtime.standing.service.store(service.0, Ordering::Relaxed);
+        self.counters.reserve(id);
+        Some(Place { id, base: self.counters.traffic(id) })
+    }
+
+    /// The destination is its service's from now on, with this slot.
+    pub(super) fn open(&self, id: DestinationId, slot: usize) {
+        let Some(runtime) = self.runtime(id) else { return };
+        runtime.standing.slot.store(u32::try_from(slot).unwrap_or(u32::MAX), Ordering::Relaxed);
+        runtime.standing.available.store(true, Ordering::Release);
+    }
+
+    /// The destination was removed from its service; its connections find nobody. It is remembered while it has some.
+    pub(super) fn close(&self, key: ServiceKey, address: SocketAddr, place: Place, now: Tick) {
+        if let Some(runtime) = self.runtime(place.id) {
+            runtime.standing.available.store(false, Ordering::Release);
+        }
+        self.registry().trash.insert((key, address), Trashed { id: place.id, base: place.base, since: now });
+    }
+
+    /// Forgets removed destinations that have had no connection for two minutes. To be called every few seconds.
+    pub fn collect(&self, now: Tick) {
+        let mut registry = self.registry();
+        let mut forgotten = Vec::new();
+        registry.trash.retain(|(key, _), trashed| {
+            if self.connections(trashed.id) != Connections::default() {
+                trashed.since = now;
+            }
+            let keep = now.is_before(trashed.since.plus_seconds(TRASH_SECONDS));
+            if !keep {
+                forgotten.push((*key, trashed.id));
+            }
+            keep
+        });
+        for (key, id) in forgotten {
+            self.table.destinations().forget(id);
+            registry.release(key);
+        }
+    }
+
+    /// Removed destinations that are still remembered.
+    pub fn trashed(&self) -> usize {
+        self.registry().trash.len()
+    }
+
+    #[inline]
+    fn runtime(&self, id: DestinationId) -> Option<&Runtime> {
+        self.runtimes.get(id.0 as usize)
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    fn hold(&mut self, key: ServiceKey) -> ServiceId {
+        if let Some(holder) = self.services.get_mut(&key) {
+            holder.count += 1;
+            return holder.id;
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.used += 1;
+            ServiceId(self.used - 1)
+        });
+        self.services.insert(key, Holder { id, count: 1 });
+        id
+    }
+
+    fn release(&mut self, key: ServiceKey) {
+        let Some(holder) = self.services.get_mut(&key) else { return };
+        holder.count -= 1;
+        if holder.count == 0 {
+            self.free.push(holder.id);
+            self.services.remove(&key);
+        }
+    }
+}
