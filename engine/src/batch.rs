@@ -45,7 +45,7 @@ impl<'a> Packet<'a> {
         &mut self.buffer[self.start..self.end]
     }
 
-    /// The parts after the first.
+    /// The parts after the first. Empty when the pipeline put a short frame in a long one's place.
     pub fn rest(&self) -> &'a [&'a [u8]] {
         self.rest
     }
@@ -85,6 +85,12 @@ impl<'a> Packet<'a> {
             }
             None => false,
         }
+    }
+
+    /// Makes the frame end after `len` bytes, if it is longer; it lies in its first part only from then on.
+    pub fn truncate(&mut self, len: usize) {
+        self.end = self.end.min(self.start.saturating_add(len));
+        self.rest = &[];
     }
 
     /// Makes the frame begin `bytes` later. `false`, and nothing changed, when the first part is shorter.

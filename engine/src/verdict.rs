@@ -55,6 +55,10 @@ reasons! {
     Truncated = "truncated",
     /// A header contradicts itself (version, header length, total length, data offset).
     Malformed = "malformed",
+    /// The link-layer address is another host's.
+    OtherHost = "other_host",
+    /// The source address cannot be a client's (multicast, loopback, the virtual address itself).
+    Martian = "martian",
     /// TTL or hop limit would reach zero here.
     TtlExpired = "ttl_expired",
     /// A fragment of a datagram for one of our services.
@@ -73,6 +77,8 @@ reasons! {
     NeighbourUnresolved = "neighbour_unresolved",
     /// Too many frames were already waiting for a next hop.
     HoldFull = "hold_full",
+    /// The chosen real server is this host, on another port than the service's, which masquerading cannot serve.
+    LocalServer = "local_server",
     /// The frame is longer than the egress device takes.
     TooBig = "too_big",
     /// The egress device's transmit ring was full.

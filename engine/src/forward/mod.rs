@@ -1,1 +1,79 @@
-//! To be written.
+//! How packets reach a real server: one file per method.
+
+pub(crate) mod direct;
+pub(crate) mod icmp;
+pub(crate) mod nat;
+pub(crate) mod partial;
+
+use crate::batch::Packet;
+use crate::nexthop::Hop;
+use crate::packet::ethernet::{self, Ethernet};
+use crate::pipeline::Parsed;
+use crate::snapshot::Port;
+use crate::verdict::{Reason, Verdict};
+use uvs_conntrack::flags;
+
+/// A forwarding method.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Method {
+    /// Masquerading (`-m`): addresses and ports are rewritten, the replies come back through the director.
+    Nat,
+    /// Direct routing (`-g`): the packet goes to the real server's link-layer address, otherwise as it came; the replies
+    /// go around the director.
+    #[default]
+    Direct,
+}
+
+/// IPVS's number of masquerading among a connection's flags.
+const MASQUERADE: u16 = 0;
+/// IPVS's number of direct routing.
+const DIRECT_ROUTE: u16 = 3;
+
+impl Method {
+    /// Every method.
+    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct];
+
+    /// The flags that a connection begins with, by their values in IPVS: the method, and whether no reply will
+    /// be seen.
+    pub(crate) fn connection_flags(self) -> u16 {
+        match self {
+            Method::Nat => MASQUERADE,
+            Method::Direct => DIRECT_ROUTE | flags::NO_OUTPUT,
+        }
+    }
+
+    /// The method of a connection with these flags.
+    #[inline]
+    pub(crate) fn of_flags(flags: u16) -> Option<Self> {
+        match flags & flags::FORWARD_MASK {
+            MASQUERADE => Some(Method::Nat),
+            DIRECT_ROUTE => Some(Method::Direct),
+            _ => None,
+        }
+    }
+
+    /// Whether replies come back through the director and must be found by the real server's side of the connection.
+    pub(crate) fn sees_replies(self) -> bool {
+        self == Method::Nat
+    }
+}
+
+/// Addresses the frame to its next hop and says where it leaves. A tag stays on a frame that leaves by the device it came
+/// from, and is taken off otherwise: the VLAN is the ingress link's business.
+#[inline]
+pub(crate) fn send(packet: &mut Packet<'_>, parsed: &Parsed, hop: Hop, egress: &Port) -> Verdict {
+    if parsed.is_tagged() && packet.port() != hop.port {
+        strip_tag(packet);
+    }
+    match Ethernet::parse_mut(packet.frame_mut()) {
+        Ok(mut header) => header.set_addresses(hop.mac, egress.mac),
+        Err(_) => return Verdict::Drop(Reason::Truncated),
+    }
+    Verdict::Transmit(hop.port)
+}
+
+/// Takes the tag off; both addresses are to be written anew.
+fn strip_tag(packet: &mut Packet<'_>) {
+    // The EtherType behind the tag comes to lie where the tag's was.
+    let _there_is_a_tag = packet.shrink_front(ethernet::TAG_LEN);
+}
