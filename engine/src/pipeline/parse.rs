@@ -1,0 +1,189 @@
+//! The first stage: from a frame's bytes to the flow it belongs to.
+
+use crate::batch::Packet;
+use crate::packet::ethernet::{self, Ethernet, Mac};
+use crate::packet::ipv4::Ipv4;
+use crate::packet::ipv6::{self, Ipv6};
+use crate::packet::tcp::Tcp;
+use crate::packet::udp::Udp;
+use crate::packet::{Error, protocol};
+use crate::snapshot::Port;
+use crate::verdict::{Reason, Verdict};
+use uvs_conntrack::{Flow, Flow4, Flow6};
+
+/// What is known of a frame that carries TCP or UDP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parsed {
+    /// Who sends to whom. Of an ICMP error: of the packet it quotes, as that was sent.
+    pub(crate) flow: Flow,
+    /// Where the IP header starts in the frame.
+    pub(crate) network: usize,
+    /// Where the transport header starts in the frame. Of an ICMP error: the ICMP header.
+    pub(crate) transport: usize,
+    /// Length of the transport packet, header included, in bytes.
+    pub(crate) transport_len: usize,
+    /// Length of the IP packet, header included, in bytes.
+    pub(crate) packet_len: usize,
+    /// TTL or hop limit.
+    pub(crate) hops_left: u8,
+    /// TCP's control bits; zero for UDP.
+    pub(crate) tcp_flags: u8,
+    /// Whether it is more than a whole TCP segment or UDP datagram.
+    pub(crate) kind: Kind,
+}
+
+/// What a frame holds of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A whole TCP segment or UDP datagram.
+    Whole,
+    /// The first fragment of one.
+    FirstFragment,
+}
+
+impl Parsed {
+    /// Whether the frame carries an 802.1Q tag.
+    #[inline]
+    pub(crate) fn is_tagged(&self) -> bool {
+        self.network > ethernet::HEADER_LEN
+    }
+
+    /// Whether no router may fragment the packet: its sender has to be told when it is too long.
+    pub(crate) fn must_not_be_fragmented(&self, frame: &[u8]) -> bool {
+        match self.flow {
+            Flow::V4(_) => Ipv4::parse(frame, self.network).is_ok_and(|header| header.dont_fragment()),
+            Flow::V6(_) => true,
+        }
+    }
+}
+
+/// Reads a frame's headers. What is not TCP or UDP over IP, or not for this host, has its verdict already.
+#[inline]
+pub(crate) fn parse(packet: &Packet<'_>, port: Option<&Port>) -> Result<Parsed, Verdict> {
+    let frame = packet.frame();
+    if let Some(port) = port {
+        check_addressee(frame, port.mac)?;
+    }
+    let (ethertype, network) = ethernet::payload(frame).map_err(drop_for)?;
+    match ethertype {
+        ethernet::IPV4 => parse4(packet, network),
+        ethernet::IPV6 => parse6(packet, network),
+        _ => Err(Verdict::ToKernel),
+    }
+}
+
+/// IPVS leaves alone what is not addressed to this host by its link-layer address. A unicast frame for somebody else, as a
+/// switch floods it or a capture lets it through, would be dropped by the kernel; the kernel must not get it from us as if
+/// it were its own. The addresses of VRRP (RFC 9568 §7.3) are this host's when they get here.
+#[inline]
+fn check_addressee(frame: &[u8], own: Mac) -> Result<(), Verdict> {
+    let destination = Ethernet::parse(frame).map_err(drop_for)?.destination();
+    if destination == own {
+        return Ok(());
+    }
+    match destination {
+        [0x00, 0x00, 0x5e, 0x00, 0x01 | 0x02, _] => Ok(()),
+        [first, ..] if first & 1 == 1 => Err(Verdict::ToKernel),
+        _ => Err(Verdict::Drop(Reason::OtherHost)),
+    }
+}
+
+#[inline]
+fn parse4(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
+    let frame = packet.frame();
+    let header = Ipv4::parse(frame, network).map_err(drop_for)?;
+    let packet_len = header.total_len();
+    if packet_len > packet.total_len() - network {
+        return Err(drop_for(Error::Truncated));
+    }
+    let kind = if !header.is_fragment() {
+        Kind::Whole
+    } else if header.is_first() {
+        Kind::FirstFragment
+    } else {
+        return Err(Verdict::ToKernel);
+    };
+    let transport = network + header.header_len();
+    let upper =
+        Upper { protocol: header.protocol(), transport, length: packet_len - header.header_len(), kind };
+    let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
+    Ok(Parsed {
+        flow: Flow::V4(Flow4 { addresses: header.addresses(), ports, protocol: upper.protocol }),
+        network,
+        transport,
+        transport_len: length,
+        packet_len,
+        hops_left: header.ttl(),
+        tcp_flags,
+        kind,
+    })
+}
+
+#[inline]
+fn parse6(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
+    let frame = packet.frame();
+    let header = Ipv6::parse(frame, network).map_err(drop_for)?;
+    let packet_len = ipv6::HEADER_LEN + header.payload_len();
+    if packet_len > packet.total_len() - network {
+        return Err(drop_for(Error::Truncated));
+    }
+    let end = frame.len().min(network + packet_len);
+    let extensions = network + ipv6::HEADER_LEN;
+    let upper = ipv6::upper_layer(&frame[..end], extensions, header.next_header()).map_err(drop_for)?;
+    // A packet with way points to visit is not for its destination yet: the kernel knows what to do with it.
+    if !upper.first || upper.routed {
+        return Err(Verdict::ToKernel);
+    }
+    let kind = if upper.fragment { Kind::FirstFragment } else { Kind::Whole };
+    let length = (network + packet_len).checked_sub(upper.offset).ok_or(drop_for(Error::Truncated))?;
+    let upper = Upper { protocol: upper.protocol, transport: upper.offset, length, kind };
+    let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
+    Ok(Parsed {
+        flow: Flow::V6(Flow6 { addresses: header.addresses(), ports, protocol: upper.protocol }),
+        network,
+        transport: upper.transport,
+        transport_len: length,
+        packet_len,
+        hops_left: header.hop_limit(),
+        tcp_flags,
+        kind,
+    })
+}
+
+/// What an IP header says of its payload.
+struct Upper {
+    protocol: u8,
+    transport: usize,
+    length: usize,
+    kind: Kind,
+}
+
+/// What the transport header adds.
+struct Transport {
+    ports: u32,
+    length: usize,
+    tcp_flags: u8,
+}
+
+impl Upper {
+    #[inline]
+    fn parse(&self, frame: &[u8]) -> Result<Transport, Verdict> {
+        // Of a first fragment the transport header may say more than the fragment holds.
+        let length = if self.kind == Kind::Whole { self.length } else { usize::from(u16::MAX) };
+        match self.protocol {
+            protocol::TCP => {
+                let tcp = Tcp::parse(frame, self.transport, length).map_err(drop_for)?;
+                Ok(Transport { ports: tcp.ports(), length: self.length, tcp_flags: tcp.flags() })
+            }
+            protocol::UDP => {
+                let udp = Udp::parse(frame, self.transport, length).map_err(drop_for)?;
+                Ok(Transport { ports: udp.ports(), length: udp.len(), tcp_flags: 0 })
+            }
+            _ => Err(Verdict::ToKernel),
+        }
+    }
+}
+
+fn drop_for(error: Error) -> Verdict {
+    Verdict::Drop(error.into())
+}

@@ -1,0 +1,115 @@
+//! The stage for packets of no connection: find the service, have a real server chosen, make the connection.
+
+use super::View;
+use super::egress::{Way, can_be_answered};
+use super::parse::{Kind, Parsed};
+use super::state::{self, Beginning};
+use super::track::Tracker;
+use crate::batch::Packet;
+use crate::forward::icmp::Report;
+use crate::service::{Chosen, NoDestination, Service, ServiceKey};
+use crate::verdict::{Reason, Verdict};
+use std::net::SocketAddr;
+use uvs_conntrack::{Direction, Flow, Hit, Inserted, NewConnection, TableFull, flags};
+use uvs_schedulers::Request;
+
+impl Tracker {
+    /// A packet of no connection.
+    pub(super) fn unknown(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+        let (client, address) = (parsed.flow.source(), parsed.flow.destination());
+        let key =
+            ServiceKey { address: address.ip(), port: address.port(), protocol: parsed.flow.protocol() };
+        let Some(service) = view.snapshot.services.find(&key) else {
+            return self.give_back(packet, parsed);
+        };
+        if parsed.kind == Kind::FirstFragment {
+            return Verdict::Drop(Reason::Fragment);
+        }
+        if !state::may_begin(parsed) {
+            return self.give_back(packet, parsed);
+        }
+        if !can_be_answered(client.ip()) || client.ip() == address.ip() {
+            return Verdict::Drop(Reason::Martian);
+        }
+        match self.begin_connection(view, parsed, service) {
+            Ok(Inserted { id, fresh }) => {
+                let hit = Hit { id, direction: Direction::In };
+                let Some(connection) = self.handle.connection(id) else { return Verdict::ToKernel };
+                match Way::of(view, &connection, Direction::In) {
+                    Ok(way) => {
+                        if !fresh {
+                            self.advance(view, parsed, hit);
+                        }
+                        self.pass(view, packet, parsed, hit, way)
+                    }
+                    Err(verdict) => verdict,
+                }
+            }
+            Err(Refusal::NoDestination) => {
+                let report = Some(Report::PortUnreachable);
+                self.refuse(view, packet, parsed, Reason::NoDestination, report)
+            }
+            Err(Refusal::TableFull) => Verdict::Drop(Reason::TableFull),
+        }
+    }
+
+    /// Has the service choose a real server, and enters the connection in the state that its first packet gives it.
+    fn begin_connection(
+        &mut self,
+        view: &View<'_>,
+        parsed: &Parsed,
+        service: &Service,
+    ) -> Result<Inserted, Refusal> {
+        let request =
+            Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
+        let mut entered = Err(TableFull);
+        service.schedule(&request, |chosen| {
+            let connection = new_connection(view, parsed, chosen);
+            entered = self.handle.insert(&connection, view.now);
+            let fresh = entered.as_ref().is_ok_and(|inserted| inserted.fresh);
+            fresh.then(|| {
+                self.counters.connection(chosen.id);
+                connection.flags & flags::INACTIVE == 0
+            })
+        })?;
+        Ok(entered?)
+    }
+}
+
+/// Why no connection was made.
+enum Refusal {
+    NoDestination,
+    TableFull,
+}
+
+impl From<NoDestination> for Refusal {
+    fn from(_: NoDestination) -> Self {
+        Refusal::NoDestination
+    }
+}
+
+impl From<TableFull> for Refusal {
+    fn from(_: TableFull) -> Self {
+        Refusal::TableFull
+    }
+}
+
+fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen) -> NewConnection {
+    let (client, service) = (parsed.flow.source(), parsed.flow.destination());
+    let port = if chosen.address.port() == 0 { service.port() } else { chosen.address.port() };
+    let server = SocketAddr::new(chosen.address.ip(), port);
+    let timeouts = &view.snapshot.timeouts;
+    let Beginning { state, timeout, flags } =
+        state::beginning(parsed, chosen.method.connection_flags(), timeouts);
+    NewConnection {
+        client: parsed.flow,
+        real: Flow::new(server, client, parsed.flow.protocol()),
+        index_reply: chosen.method.sees_replies(),
+        destination: chosen.id,
+        flags,
+        state,
+        timeout_seconds: timeout,
+        template: None,
+        fwmark: 0,
+    }
+}
