@@ -1,6 +1,6 @@
 //! `uvs demo` as a stranger runs it.
 
-use crate::director::UVS;
+use crate::director::{PublicCopy, UVS, unprivileged};
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +11,7 @@ use uvs_lab::{cleanup, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("it_succeeds_and_shows_what_it_should", it_succeeds),
+    ("it_says_what_it_needs", it_says_what_it_needs),
     ("it_cleans_up_when_interrupted", || it_cleans_up_after(Signal::SIGINT)),
     ("it_cleans_up_when_terminated", || it_cleans_up_after(Signal::SIGTERM)),
 ];
@@ -48,6 +49,14 @@ fn it_succeeds() -> Outcome {
     check(!shown.contains('\x1b'), "colours without a terminal")?;
     check(took < LIMIT, format!("it took {took:?}"))?;
     check(namespaces_of(pid) == 0, "namespaces were left behind")
+}
+
+fn it_says_what_it_needs() -> Outcome {
+    let copy = PublicCopy::make("demo")?;
+    let output = unprivileged(&copy, &["demo"]).stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check(output.status.code() == Some(2), format!("it ended with {}: {said}", output.status))?;
+    check(said.contains("root") && said.lines().count() == 1, said)
 }
 
 fn it_cleans_up_after(signal: Signal) -> Outcome {

@@ -4,8 +4,10 @@ use crate::harness::Outcome;
 use libtest_mimic::Failed;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -218,6 +220,33 @@ fn ipvsadm_path() -> Result<PathBuf, Failed> {
         }
     }
     Ok(path)
+}
+
+/// A copy of the binary that everybody may execute, wherever the build directory is.
+pub(crate) struct PublicCopy(PathBuf);
+
+impl PublicCopy {
+    /// Makes one for the test `user`.
+    pub(crate) fn make(user: &str) -> Result<Self, Failed> {
+        let path = std::env::temp_dir().join(format!("uvs-{}-public-{user}", std::process::id()));
+        let copy = PublicCopy(path);
+        fs::copy(UVS, &copy.0)?;
+        fs::set_permissions(&copy.0, fs::Permissions::from_mode(0o755))?;
+        Ok(copy)
+    }
+}
+
+impl Drop for PublicCopy {
+    fn drop(&mut self) {
+        let _was_never_made = fs::remove_file(&self.0);
+    }
+}
+
+/// A command run as nobody.
+pub(crate) fn unprivileged(copy: &PublicCopy, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&copy.0);
+    command.args(arguments).uid(65534).gid(65534).current_dir("/");
+    command
 }
 
 /// `requests` of `/` by eight clients.

@@ -1,17 +1,16 @@
 //! Bad input and faults: one clear sentence and an exit code, or a named counter; nothing panics.
 
 use crate::director::{
-    Director, LIMIT, UVS, V4, V6, World, in_default_world, in_world, ipvsadm, load, output, uvs,
+    Director, LIMIT, PublicCopy, V4, V6, World, in_default_world, in_world, ipvsadm, load, output,
+    unprivileged, uvs,
 };
 use crate::harness::{Outcome, Tests, check, topology};
 use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use uvs_lab::http::{Connection, Load, Server};
@@ -68,42 +67,16 @@ fn no_interface_at_all() -> Outcome {
     check(output.status.code() == Some(2), format!("ended with {}", output.status))
 }
 
-/// A copy of the binary that everybody may execute, wherever the build directory is.
-struct PublicCopy(PathBuf);
-
-impl PublicCopy {
-    fn make() -> Result<Self, Failed> {
-        let path = std::env::temp_dir().join(format!("uvs-{}-public", std::process::id()));
-        let copy = PublicCopy(path);
-        fs::copy(UVS, &copy.0)?;
-        fs::set_permissions(&copy.0, fs::Permissions::from_mode(0o755))?;
-        Ok(copy)
-    }
-}
-
-impl Drop for PublicCopy {
-    fn drop(&mut self) {
-        let _was_never_made = fs::remove_file(&self.0);
-    }
-}
-
-/// A command run as nobody.
-fn unprivileged(copy: &PublicCopy, arguments: &[&str]) -> Command {
-    let mut command = Command::new(&copy.0);
-    command.args(arguments).uid(65534).gid(65534).current_dir("/");
-    command
-}
-
 fn no_privilege() -> Outcome {
     let topology = topology()?;
-    let copy = PublicCopy::make()?;
+    let copy = PublicCopy::make("run")?;
     let mut command = unprivileged(&copy, &["run", "--interface", "eth0"]);
     refused(&output(&topology.director, &mut command)?, &["CAP_NET_ADMIN", "CAP_BPF"])
 }
 
 fn nobody_else_may_command(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
-    let copy = PublicCopy::make()?;
+    let copy = PublicCopy::make("ipvsadm")?;
     let mut command = unprivileged(&copy, &["ipvsadm", "-C"]);
     refused(&output(&world.topology.director, &mut command)?, &["root"])?;
     run(world, &load(world.service(V4), 4, false)).map(drop)

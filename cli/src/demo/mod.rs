@@ -41,16 +41,27 @@ pub struct Args {
     serve: Option<Vec<String>>,
 }
 
-/// Runs the demo. The status is 0 when every answer was right, 1 otherwise.
+/// Runs the demo. The status is 0 when every answer was right, 1 when something went wrong and 2 when this machine does not
+/// allow it to begin.
 pub fn run(args: &Args) -> ExitCode {
     let outcome = match &args.serve {
         Some(server) => serve(server),
         None if args.clean => clean(),
         None => play(args),
     };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("uvs demo: {error:#}");
-        ExitCode::FAILURE
+    outcome.unwrap_or_else(|error| match error.downcast_ref::<Error>() {
+        Some(Error::Privilege) => {
+            eprintln!("uvs demo: it makes network namespaces, which needs root: run it with sudo");
+            ExitCode::from(2)
+        }
+        Some(Error::NoSuchKind(_)) => {
+            eprintln!("uvs demo: {error}");
+            ExitCode::from(2)
+        }
+        _ => {
+            eprintln!("uvs demo: {error:#}");
+            ExitCode::FAILURE
+        }
     })
 }
 
@@ -81,7 +92,7 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
         paint.dim("four hosts in network namespaces, no kernel IPVS")
     );
     let begin = Instant::now();
-    let stage = Stage::build(args.keep.then(|| KEPT.to_string())).map_err(explain)?;
+    let stage = Stage::build(args.keep.then(|| KEPT.to_string()))?;
     for command in stage.commands() {
         stage.ipvsadm(command.split(' '))?;
         println!("  {} ipvsadm {command}", paint.dim("$"));
@@ -106,16 +117,6 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
         stage.keep();
     }
     Ok(code)
-}
-
-/// What the lab cannot do without, said for this command.
-fn explain(error: anyhow::Error) -> anyhow::Error {
-    match error.downcast_ref::<Error>() {
-        Some(Error::Privilege) => {
-            anyhow::anyhow!("it makes network namespaces, which needs root: run `sudo uvs demo`")
-        }
-        _ => error,
-    }
 }
 
 fn show(paint: Paint, stage: &Stage, report: &Report, load: &Load) -> anyhow::Result<()> {
