@@ -235,11 +235,11 @@ impl Service {
     }
 
     /// Adds a real server, at the head of the list. One that was deleted while it had connections comes back with them
-    /// and its counters.
+    /// and its counters. Returns its place in the connection table.
     ///
     /// # Errors
     /// When it is there, when a value is out of range, or when there is no room.
-    pub fn add(&self, config: &DestinationConfig) -> Result<(), ServiceError> {
+    pub fn add(&self, config: &DestinationConfig) -> Result<DestinationId, ServiceError> {
         config.check(&self.key)?;
         let mut core = self.core();
         if core.slots.contains_key(&config.address) {
@@ -259,7 +259,7 @@ impl Service {
             Some(Member { place, slot, address: config.address, method: config.method, joined });
         core.slots.insert(config.address, slot);
         self.destinations.open(place.id, index);
-        Ok(())
+        Ok(place.id)
     }
 
     /// Sets a real server's forwarding method, weight and thresholds.
@@ -327,22 +327,9 @@ impl Service {
     pub fn view(&self) -> ServiceView {
         let mut core = self.core();
         self.settle(&mut core);
-        let destinations = core.balancer.pool().iter().filter_map(|(slot, destination)| {
-            let member = core.members.get(slot.index())?.as_ref()?;
-            Some(DestinationView {
-                id: member.place.id,
-                config: DestinationConfig {
-                    address: member.address,
-                    method: member.method,
-                    weight: destination.weight,
-                    upper_threshold: destination.upper_threshold,
-                    lower_threshold: destination.lower_threshold,
-                },
-                connections: Connections { active: destination.active, inactive: destination.inactive },
-                overloaded: destination.overloaded,
-                traffic: self.destinations.counters().traffic(member.place.id) - member.place.base,
-            })
-        });
+        let pool = core.balancer.pool();
+        let destinations =
+            pool.iter().filter_map(|(slot, destination)| self.listed(&core, slot, destination));
         ServiceView {
             key: self.key,
             scheduler: core.scheduler.clone(),
@@ -350,6 +337,42 @@ impl Service {
             traffic: self.traffic(&core) - core.base,
             destinations: destinations.collect(),
         }
+    }
+
+    /// One real server as a listing shows it.
+    pub fn destination(&self, address: SocketAddr) -> Option<DestinationView> {
+        let mut core = self.core();
+        self.settle(&mut core);
+        let slot = core.slot(address).ok()?;
+        self.listed(&core, slot, core.balancer.pool().get(slot)?)
+    }
+
+    /// The service's counters since it was added or zeroed, those of deleted real servers included.
+    pub fn totals(&self) -> Traffic {
+        let core = self.core();
+        self.traffic(&core) - core.base
+    }
+
+    fn listed(
+        &self,
+        core: &Core,
+        slot: Slot,
+        destination: &uvs_schedulers::Destination,
+    ) -> Option<DestinationView> {
+        let member = core.members.get(slot.index())?.as_ref()?;
+        Some(DestinationView {
+            id: member.place.id,
+            config: DestinationConfig {
+                address: member.address,
+                method: member.method,
+                weight: destination.weight,
+                upper_threshold: destination.upper_threshold,
+                lower_threshold: destination.lower_threshold,
+            },
+            connections: Connections { active: destination.active, inactive: destination.inactive },
+            overloaded: destination.overloaded,
+            traffic: self.destinations.counters().traffic(member.place.id) - member.place.base,
+        })
     }
 
     /// Starts the counters of the service and its real servers from zero (`ipvsadm -Z`).
