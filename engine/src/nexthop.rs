@@ -29,11 +29,14 @@ pub struct Hop {
 /// Link-layer addresses of next hops: a bounded array that the control thread writes and every worker reads.
 #[derive(Debug)]
 pub struct NextHops {
-    /// Bits 0–47: the address as it lies in memory; 48–62: the port; 63: resolved.
+    /// Bits 0–47: the address as it lies in memory; 48–61: the port; 62: used; 63: resolved.
     words: Box<[AtomicU64]>,
 }
 
 const RESOLVED: u64 = 1 << 63;
+/// Set by whoever asks for the next hop and finds it unset: once each time the control thread has taken it away, so that
+/// the line is read by all and hardly ever written.
+const USED: u64 = 1 << 62;
 
 /// Next hops that a director has room for when nobody says otherwise.
 pub const DEFAULT_HOPS: u16 = 16_384;
@@ -57,12 +60,16 @@ impl NextHops {
     /// The next hop, unless its link-layer address is not known.
     #[inline]
     pub fn get(&self, id: HopId) -> Option<Hop> {
-        let word = self.words.get(usize::from(id.0))?.load(Relaxed);
+        let place = self.words.get(usize::from(id.0))?;
+        let word = place.load(Relaxed);
         if word & RESOLVED == 0 {
             return None;
         }
+        if word & USED == 0 {
+            place.fetch_or(USED, Relaxed);
+        }
         let [a, b, c, d, e, f, high, low] = word.to_be_bytes();
-        let port = PortId(u16::from_be_bytes([a & 0x7f, b]));
+        let port = PortId(u16::from_be_bytes([a & 0x3f, b]));
         Some(Hop { port, mac: [c, d, e, f, high, low] })
     }
 
@@ -71,7 +78,8 @@ impl NextHops {
         let [c, d, e, f, g, h] = hop.mac;
         let [a, b] = hop.port.0.to_be_bytes();
         if let Some(word) = self.words.get(usize::from(id.0)) {
-            word.store(u64::from_be_bytes([a, b, c, d, e, f, g, h]) | RESOLVED, Relaxed);
+            let used = word.load(Relaxed) & USED;
+            word.store(u64::from_be_bytes([a, b, c, d, e, f, g, h]) | RESOLVED | used, Relaxed);
         }
     }
 
@@ -80,6 +88,12 @@ impl NextHops {
         if let Some(word) = self.words.get(usize::from(id.0)) {
             word.store(0, Relaxed);
         }
+    }
+
+    /// Whether frames went to the next hop since the last call: the kernel cannot know, and whoever keeps its neighbour
+    /// table fresh must.
+    pub fn take_used(&self, id: HopId) -> bool {
+        self.words.get(usize::from(id.0)).is_some_and(|word| word.fetch_and(!USED, Relaxed) & USED != 0)
     }
 
     /// How many next hops there may be.
@@ -387,6 +401,21 @@ mod tests {
     }
 
     #[test]
+    fn use_of_a_next_hop_is_remembered_until_it_is_taken_away() {
+        let hops = NextHops::new(2);
+        let hop = |last| Hop { port: PortId(0x3fff), mac: [2, 0, 0, 0, 0, last] };
+        assert_eq!((hops.get(HopId(0)), hops.take_used(HopId(0))), (None, false), "unresolved");
+        hops.set(HopId(0), hop(1));
+        assert!(!hops.take_used(HopId(0)), "known, not used");
+        assert_eq!(hops.get(HopId(0)), Some(hop(1)));
+        hops.set(HopId(0), hop(2));
+        assert_eq!(hops.get(HopId(0)), Some(hop(2)), "the mark is no part of the address");
+        assert!(hops.take_used(HopId(0)), "used, even if it moved since");
+        assert!(!hops.take_used(HopId(0)), "not again");
+        assert!(!hops.take_used(HopId(1)) && !hops.take_used(HopId(2)), "others, and none");
+    }
+
+    #[test]
     fn the_longest_prefix_wins() {
         let gateway = neighbour(0, "10.0.0.254");
         let routes = Routes::build([
@@ -464,7 +493,7 @@ mod tests {
     #[test]
     fn a_hop_keeps_every_bit() {
         let hops = NextHops::new(1);
-        let hop = Hop { port: PortId(0x7fff), mac: [0xff, 0, 0xab, 0xcd, 1, 0xfe] };
+        let hop = Hop { port: PortId(0x3fff), mac: [0xff, 0, 0xab, 0xcd, 1, 0xfe] };
         hops.set(HopId(0), hop);
         assert_eq!(hops.get(HopId(0)), Some(hop));
         hops.clear(HopId(0));
