@@ -3,6 +3,7 @@
 pub mod api;
 pub mod client;
 mod frame;
+pub mod neighbours;
 pub mod netlink;
 pub mod options;
 pub mod registry;

@@ -20,7 +20,7 @@ pub(super) fn link(message: LinkMessage) -> Option<Link> {
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         lower: None,
         controller: None,

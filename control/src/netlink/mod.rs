@@ -7,13 +7,19 @@
 mod client;
 mod decode;
 mod monitor;
+mod ports;
+mod routes;
+mod rules;
 mod socket;
+mod tables;
 
 pub use client::{AddressChange, Client};
 pub use monitor::Monitor;
+pub use ports::{PortChange, follow_ports};
+pub use routes::{KernelRoutes, Routing};
 pub use socket::NetlinkError;
+pub(crate) use tables::masked;
 
-use std::fmt;
 use std::net::IpAddr;
 
 /// A network device of this network namespace.
@@ -27,7 +33,7 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// MTU in bytes, link-layer header not counted.
     pub mtu: u32,
-    /// Administratively up and with carrier.
+    /// Administratively up, with carrier, and ready to send.
     pub up: bool,
     /// The loopback device.
     pub loopback: bool,
@@ -124,15 +130,4 @@ pub enum Event {
     },
     /// Routes, or what decides over them (rules, next-hop objects, devices going up or down), may have changed.
     RoutesChanged,
-}
-
-/// Prints a link-layer address the usual way.
-#[derive(Clone, Copy)]
-pub struct Mac(pub [u8; 6]);
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
 }

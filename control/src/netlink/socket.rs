@@ -148,8 +148,8 @@ impl Socket {
         }
     }
 
-    /// Asks for a list and lets `each` collect its messages, undecoded, into what `start` makes. A list that changes
-    /// interrupted is started again.
+    /// Asks for a list and lets `each` collect its messages, undecoded, into what `start` makes. A list that changed
+    /// while it was made is asked for again.
     pub(super) fn dump<S>(
         &mut self,
         message: &RouteNetlinkMessage,

@@ -2,5 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod director;
 mod monitor;
+mod neighbours;
+mod routes;
 mod support;

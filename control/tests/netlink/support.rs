@@ -8,6 +8,8 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -69,25 +71,33 @@ impl Namespace {
             up(name);
         });
         there.run(|| up(peer_name));
+        // A frame sent before the kernel has noticed the carrier is lost without a word.
+        self.run(|| wait_for_carrier(name));
+        there.run(|| wait_for_carrier(peer_name));
     }
 }
 
 /// Sends one request in the namespace of the calling thread; panics when the kernel refuses.
+#[track_caller]
 pub(crate) fn ask(message: RouteNetlinkMessage, flags: u16) {
+    match exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags) {
+        NetlinkPayload::Error(answer) => assert_eq!(answer.code, None, "{answer}"),
+        other => panic!("unexpected answer {other:?}"),
+    }
+}
+
+fn exchange(message: RouteNetlinkMessage, flags: u16) -> NetlinkPayload<RouteNetlinkMessage> {
     let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
     socket.connect(&SocketAddr::new(0, 0)).unwrap();
     let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    message.header.flags = flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     socket.send(&bytes, 0).unwrap();
     let (answer, _) = socket.recv_from_full().unwrap();
-    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).unwrap().payload {
-        NetlinkPayload::Error(answer) => assert_eq!(answer.code, None, "{:?}", message.payload),
-        other => panic!("unexpected answer {other:?}"),
-    }
+    NetlinkMessage::deserialize(&answer).unwrap().payload
 }
 
 /// The index of a device of the calling thread's namespace.
@@ -107,6 +117,26 @@ pub(crate) fn up(name: &str) {
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
     });
+}
+
+/// Waits until the kernel has given the device a queue to send from.
+fn wait_for_carrier(name: &str) {
+    let end = Instant::now() + LIMIT;
+    let mut link = LinkMessage::default();
+    link.header.index = index(name);
+    loop {
+        let answer = exchange(RouteNetlinkMessage::GetLink(link.clone()), NLM_F_REQUEST);
+        let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(found)) = answer else {
+            panic!("unexpected answer {answer:?}")
+        };
+        let is =
+            |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Qdisc(name) if name != "noop");
+        if found.attributes.iter().any(is) && found.header.flags.contains(LinkFlags::LowerUp) {
+            return;
+        }
+        assert!(Instant::now() < end, "{name} has no carrier");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 pub(crate) fn down(name: &str) {
@@ -174,6 +204,50 @@ pub(crate) fn set_neighbour(name: &str, address: &str, mac: [u8; 6], state: Neig
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     ask(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE);
+}
+
+/// The start of `ip route add PREFIX`; the caller adds where it leads.
+pub(crate) fn route(prefix: &str) -> RouteMessage {
+    let (network, length) = prefix.split_once('/').unwrap();
+    let network: IpAddr = network.parse().unwrap();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(network);
+    message.header.destination_prefix_length = length.parse().unwrap();
+    message.header.table = 254;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Destination(network.into())];
+    message
+}
+
+/// `ip route add PREFIX via GATEWAY dev NAME metric METRIC`
+pub(crate) fn add_route(prefix: &str, gateway: &str, name: &str, metric: u32) {
+    let gateway: IpAddr = gateway.parse().unwrap();
+    let mut message = route(prefix);
+    message.attributes.extend([
+        RouteAttribute::Gateway(gateway.into()),
+        RouteAttribute::Oif(index(name)),
+        RouteAttribute::Priority(metric),
+    ]);
+    ask(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL);
+}
+
+/// `ip route add KIND PREFIX`
+pub(crate) fn add_route_of_kind(prefix: &str, kind: RouteType) {
+    let mut message = route(prefix);
+    message.header.kind = kind;
+    ask(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL);
+}
+
+/// `ip rule add fwmark 1 lookup 100`
+pub(crate) fn add_rule() {
+    let mut message = RuleMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.header.table = 100;
+    message.attributes = vec![RuleAttribute::FwMark(1)];
+    ask(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL);
 }
 
 /// Reads the monitor until `found` says so of all the events read so far; gives them back.
