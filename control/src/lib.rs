@@ -8,3 +8,4 @@ pub mod netlink;
 pub mod options;
 pub mod registry;
 pub mod socket;
+pub mod vips;

@@ -7,3 +7,4 @@ mod monitor;
 mod neighbours;
 mod routes;
 mod support;
+mod vips;

@@ -1,0 +1,231 @@
+//! Whether traffic for a virtual address can come to the devices held.
+//!
+//! Frames for an address reach a device in two ways: a neighbour finds the address by ARP or neighbour discovery, for
+//! which it must be an address of this host; or a router sends them here, which this host cannot see. So a missing
+//! address is no error, and may be put in place after the service. What is not in order after a little while is said
+//! once.
+
+use crate::netlink::{HostAddress, Link, Monitor, masked};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Time for whoever configures the director to put the address in place after the service.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// This host's devices and addresses, and which of the devices the director holds.
+#[derive(Debug)]
+pub struct Host<'a> {
+    links: Vec<&'a Link>,
+    addresses: Vec<&'a HostAddress>,
+    held: &'a [u32],
+}
+
+impl<'a> Host<'a> {
+    /// As the monitor knows it; `held` are the indices of the director's devices, in their order.
+    pub fn of(monitor: &'a Monitor, held: &'a [u32]) -> Self {
+        Host { links: monitor.links().collect(), addresses: monitor.addresses().collect(), held }
+    }
+
+    /// The device that has `address`.
+    pub(super) fn device_with(&self, address: IpAddr) -> Option<u32> {
+        self.addresses.iter().find(|host| host.address == address).map(|host| host.ifindex)
+    }
+
+    /// The device held whose subnet `address` belongs to.
+    pub(super) fn subnet_of(&self, address: IpAddr) -> Option<u32> {
+        self.subnet(address).map(|host| host.ifindex).filter(|ifindex| self.held.contains(ifindex))
+    }
+
+    /// The first device held that is there.
+    pub(super) fn first(&self) -> Option<u32> {
+        self.held.iter().copied().find(|ifindex| self.links.iter().any(|link| link.ifindex == *ifindex))
+    }
+
+    /// The narrowest connected subnet that `address` belongs to; of several equal ones, one held.
+    fn subnet(&self, address: IpAddr) -> Option<&HostAddress> {
+        let whole = if address.is_ipv4() { 32 } else { 128 };
+        let connected = self.addresses.iter().filter(|host| {
+            host.address.is_ipv4() == address.is_ipv4()
+                && host.prefix_len < whole
+                && masked(host.address, host.prefix_len) == masked(address, host.prefix_len)
+        });
+        connected.copied().max_by_key(|host| (host.prefix_len, self.held.contains(&host.ifindex)))
+    }
+
+    /// Why nothing for `vip` will come to the devices held, as one sentence that says what to do; `None` when it may.
+    pub fn objection(&self, vip: IpAddr) -> Option<String> {
+        let ours = self.device_with(vip).is_some();
+        let Some(subnet) = self.subnet(vip) else {
+            let alone = format!(
+                "{vip} is no address of this host and on none of its subnets: only what a router sends here will \
+                 reach the virtual service; use --assign-vips, or 'ip address add {vip} dev {}'",
+                self.name(self.first().unwrap_or(0)),
+            );
+            return (!ours).then_some(alone);
+        };
+        let name = self.name(subnet.ifindex);
+        let network = format!("{}/{}", masked(subnet.address, subnet.prefix_len), subnet.prefix_len);
+        if !self.held.contains(&subnet.ifindex) {
+            return Some(format!(
+                "{vip} is on the subnet {network} of device {name}, which this director does not hold: traffic for \
+                 the virtual service goes to the kernel; add --interface {name}",
+            ));
+        }
+        (!ours).then(|| {
+            format!(
+                "{vip} is on the subnet {network} of device {name}, but no host there will find it, because it is no \
+                 address of this host; use --assign-vips, or 'ip address add {vip} dev {name}'",
+            )
+        })
+    }
+
+    fn name(&self, ifindex: u32) -> &str {
+        self.links.iter().find(|link| link.ifindex == ifindex).map_or("DEVICE", |link| &link.name)
+    }
+}
+
+#[derive(Debug)]
+struct Watch {
+    services: usize,
+    since: Instant,
+    told: bool,
+}
+
+/// Watches over the virtual addresses of services.
+#[derive(Debug, Default)]
+pub struct Reach {
+    vips: BTreeMap<IpAddr, Watch>,
+}
+
+impl Reach {
+    /// A service has the address `vip`.
+    pub fn watch(&mut self, vip: IpAddr, now: Instant) {
+        self.vips.entry(vip).or_insert(Watch { services: 0, since: now, told: false }).services += 1;
+    }
+
+    /// A service with the address `vip` is gone.
+    pub fn unwatch(&mut self, vip: IpAddr) {
+        if let Some(watch) = self.vips.get_mut(&vip) {
+            watch.services -= 1;
+            if watch.services == 0 {
+                self.vips.remove(&vip);
+            }
+        }
+    }
+
+    /// When [`Reach::objections`] may have something new to say of addresses that do not change.
+    pub fn due(&self) -> Option<Instant> {
+        self.vips.values().filter(|watch| !watch.told).map(|watch| watch.since + GRACE).min()
+    }
+
+    /// What is to be said now, one sentence an address, each once until it was in order again.
+    pub fn objections(&mut self, host: &Host<'_>, now: Instant) -> Vec<String> {
+        let mut sentences = Vec::new();
+        for (vip, watch) in &mut self.vips {
+            match host.objection(*vip) {
+                None => *watch = Watch { since: now, told: false, ..*watch },
+                Some(sentence) if !watch.told && now >= watch.since + GRACE => {
+                    watch.told = true;
+                    sentences.push(sentence);
+                }
+                Some(_) => {}
+            }
+        }
+        sentences
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(ifindex: u32, name: &str) -> Link {
+        Link {
+            ifindex,
+            name: name.into(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            loopback: name == "lo",
+            lower: None,
+            controller: None,
+            kind: None,
+        }
+    }
+
+    fn address(ifindex: u32, text: &str) -> HostAddress {
+        let (address, prefix_len) = text.split_once('/').unwrap();
+        HostAddress { ifindex, address: address.parse().unwrap(), prefix_len: prefix_len.parse().unwrap() }
+    }
+
+    /// `lo`, and `eth0` and `eth1`, the latter not held, with one address more.
+    fn with_host<R>(more: Option<(u32, &str)>, look: impl FnOnce(Host<'_>) -> R) -> R {
+        let links = [link(1, "lo"), link(2, "eth0"), link(3, "eth1")];
+        let mut addresses = vec![
+            address(1, "127.0.0.1/8"),
+            address(2, "10.0.0.1/24"),
+            address(2, "fd00::1/64"),
+            address(3, "10.0.1.1/24"),
+        ];
+        addresses.extend(more.map(|(ifindex, text)| address(ifindex, text)));
+        look(Host { links: links.iter().collect(), addresses: addresses.iter().collect(), held: &[2] })
+    }
+
+    #[test]
+    fn what_stands_between_a_vip_and_its_traffic_is_said() {
+        let (assign, hold, router) = (
+            Some("no host there will find it"),
+            Some("add --interface eth1"),
+            Some("only what a router sends"),
+        );
+        for (shows, more, vip, expected) in [
+            ("on the device held", Some((2, "10.0.0.80/32")), "10.0.0.80", None),
+            ("on lo, in a subnet held", Some((1, "10.0.0.80/32")), "10.0.0.80", None),
+            ("on lo, routed here", Some((1, "192.0.2.80/32")), "192.0.2.80", None),
+            ("the host's own address", None, "10.0.0.1", None),
+            ("IPv6", Some((2, "fd00::80/128")), "fd00::80", None),
+            ("in a subnet held, but nowhere", None, "10.0.0.80", assign),
+            ("IPv6 in a subnet held, but nowhere", None, "fd00::80", assign),
+            ("in a subnet not held", None, "10.0.1.80", hold),
+            ("on a device not held", Some((3, "10.0.1.80/32")), "10.0.1.80", hold),
+            ("nowhere at all", None, "192.0.2.80", router),
+            ("IPv6 nowhere at all", None, "2001:db8::80", router),
+            ("in a subnet held within one that is not", Some((3, "10.0.0.1/16")), "10.0.0.80", assign),
+        ] {
+            let sentence = with_host(more, |host| host.objection(vip.parse().unwrap()));
+            match expected {
+                None => assert_eq!(sentence, None, "{shows}"),
+                Some(part) => {
+                    let sentence = sentence.unwrap_or_else(|| panic!("{shows}: nothing was said"));
+                    assert!(sentence.contains(part) && sentence.starts_with(vip), "{shows}: {sentence}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_said_after_a_while_and_once() {
+        let start = Instant::now();
+        let vip = IpAddr::from([10, 0, 0, 80]);
+        let mut reach = Reach::default();
+        reach.watch(vip, start);
+        reach.watch(vip, start);
+        assert_eq!(reach.due(), Some(start + GRACE));
+        let say = |reach: &mut Reach, more, seconds| {
+            with_host(more, |host| reach.objections(&host, start + Duration::from_secs(seconds)).len())
+        };
+        let there = Some((1, "10.0.0.80/32"));
+        assert_eq!(say(&mut reach, None, 1), 0, "not at once");
+        assert_eq!(say(&mut reach, None, 5), 1);
+        assert_eq!(reach.due(), None);
+        assert_eq!(say(&mut reach, None, 60), 0, "not again");
+        assert_eq!(say(&mut reach, there, 70), 0, "in order");
+        assert_eq!(say(&mut reach, None, 71), 0, "not at once");
+        assert_eq!(say(&mut reach, None, 80), 1, "lost again");
+        reach.unwatch(vip);
+        assert_eq!(reach.vips.len(), 1, "one service is left");
+        reach.unwatch(vip);
+        assert_eq!(reach.vips.len(), 0);
+    }
+}
