@@ -55,16 +55,28 @@ pub(crate) fn complete_checksum(packet: &mut Packet<'_>) {
     };
     let length = usize::from(u16::from_be_bytes([frame[16], frame[17]])) - 20;
     frame[field..field + 2].fill(0);
-    let mut bytes: Vec<u8> = [&frame[TRANSPORT..], &rest.concat()].concat();
-    bytes.truncate(length);
-    bytes.extend_from_slice(&vec![0; length % 2]);
-    bytes.extend_from_slice(&frame[NETWORK + 12..TRANSPORT]);
-    bytes.extend_from_slice(&[0, frame[NETWORK + 9]]);
-    bytes.extend_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
-    let mut sum: u64 = bytes.chunks(2).map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let header = [&frame[NETWORK + 12..TRANSPORT], &[0, frame[NETWORK + 9]]].concat();
+    let mut sum = sum_words(&header) + length as u64;
+    let (first, mut left) = (&frame[TRANSPORT..], length);
+    let mut odd = false;
+    for part in std::iter::once(first).chain(rest.iter().copied()) {
+        let part = &part[..part.len().min(left)];
+        left -= part.len();
+        let words = sum_words(part);
+        // The words of a part that starts at an odd byte are swapped, and so is their sum (RFC 1071).
+        sum += if odd { words << 8 } else { words };
+        odd ^= part.len() % 2 == 1;
+    }
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);
     }
     let sum = !u16::try_from(sum).unwrap();
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The sum of the 16-bit words of `bytes`, an odd last one padded with zero.
+fn sum_words(bytes: &[u8]) -> u64 {
+    let (words, last) = bytes.as_chunks::<2>();
+    let sum: u64 = words.iter().map(|&word| u64::from(u16::from_be_bytes(word))).sum();
+    sum + last.first().map_or(0, |&byte| u64::from(byte) << 8)
 }
