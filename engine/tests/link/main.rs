@@ -1,10 +1,11 @@
 //! AF_XDP and the workers over real veth devices, with a forwarder in the pipeline's place.
 
-#![allow(unsafe_code)] // bpf(2)
+#![allow(unsafe_code)] // bpf(2), capset(2)
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod forwarder;
 mod namespace;
+mod privilege;
 mod redirect;
 
 use forwarder::{Forwarder, Seen};
@@ -244,4 +245,50 @@ fn devices_are_those_of_the_namespace() {
     assert_eq!((device.name.as_str(), device.mtu, device.queues, device.up), ("wide", 1400, 3, true));
     let missing = here.run(|| Device::open("peer").unwrap_err());
     assert!(matches!(missing, Error::NoDevice(_)), "{missing}");
+}
+
+#[test]
+fn what_a_missing_privilege_is_told_as() {
+    let [here, there] = [(); 2].map(|()| Namespace::new());
+    here.veth("d0", 1, 1500, &there, "c0");
+    privilege::limit_locked_memory(1 << 20);
+    let table = [
+        (
+            privilege::NET_RAW,
+            "opening an AF_XDP socket needs the capability CAP_NET_RAW: run as root or grant it",
+        ),
+        (
+            privilege::IPC_LOCK,
+            "frames need 16 MiB of locked memory, more than the limit allows: grant CAP_IPC_LOCK, or raise the \
+             limit (`ulimit -l`, LimitMEMLOCK= in a systemd unit)",
+        ),
+    ];
+    for (capability, sentence) in table {
+        let error = here.run(|| {
+            privilege::give_up(capability);
+            Crew::open(&seats(&["d0"], Mode::Native), &[None]).err().unwrap()
+        });
+        assert_eq!(error.to_string(), sentence);
+    }
+}
+
+#[test]
+fn a_device_that_goes_down_and_up_again_goes_on() {
+    let bridge = Bridge::new(PLAIN);
+    udp_echo(&bridge, 100, 3);
+    bridge.director.ip("link set d1 down");
+    let [client, server] = [(&bridge.client, CLIENT, 0), (&bridge.server, SERVER, 9)]
+        .map(|(namespace, address, port)| namespace.run(|| UdpSocket::bind((address, port)).unwrap()));
+    client.set_nonblocking(true).unwrap();
+    server.set_nonblocking(true).unwrap();
+    client.send_to(b"lost", (SERVER, 9)).unwrap();
+    bridge.director.ip("link set d1 up");
+    // The kernel may take a second to let the server's device send again.
+    wait_for("a datagram to come through both ways again", || {
+        let asked = client.send_to(b"seen", (SERVER, 9));
+        let answered = server.recv_from(&mut [0; 4]).and_then(|(_, from)| server.send_to(b"seen", from));
+        asked.and(answered).and_then(|_| client.recv(&mut [0; 4])).is_ok()
+    });
+    udp_echo(&bridge, 100, 3);
+    assert_eq!(bridge.notices.next(), None, "a device that is down is not gone");
 }
