@@ -1,4 +1,4 @@
-//! The steering programs, run by the kernel over frames (`BPF_PROG_TEST_RUN`). Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+//! The programs of steering, run by the kernel over frames (`BPF_PROG_TEST_RUN`). Needs `CAP_BPF` and `CAP_NET_ADMIN`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -7,7 +7,8 @@ mod frames;
 
 use frames::*;
 use std::net::{IpAddr, SocketAddr};
-use uvs_engine::steer::{DryRun, Keys, SteerError, Steering};
+use std::time::Duration;
+use uvs_engine::steer::{DryRun, Guard, Keys, SteerError, Steering};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -315,6 +316,62 @@ fn only_protocols_with_ports() {
     for protocol in [0, 1, 58, 132] {
         let refused = steering.add_service(ip("192.0.2.1"), 80, protocol);
         assert!(matches!(refused, Err(SteerError::Protocol(p)) if p == protocol));
+    }
+}
+
+/// The guard sees what the XDP program sees, and leaves more to the kernel.
+#[test]
+fn the_guard_drops_what_is_certainly_ours() {
+    let client4 = "198.51.100.7:4000";
+    let (client, vip, server) = (ip4("198.51.100.7"), ip4("192.0.2.1"), ip4("10.0.0.10"));
+    let (client6, vip6) = (ip6("2001:db8:f::7"), ip6("2001:db8::1"));
+    let cut = |from, to, field, ports: &[u8]| frame(&ipv4(from, to, TCP, field, &[], ports));
+    let answer = packet(TCP, at("192.0.2.1:80"), at(client4));
+    let options = frame(&ipv4(client, vip, TCP, 0, &[1; 40], &segment(TCP, 4000, 80)));
+    let first6 = fragment6(TCP, 1, &segment(TCP, 4000, 80));
+    let later6 = fragment6(TCP, 0x11, &segment(TCP, 4000, 80));
+    let long6 = extension(60, 20, &extension(TCP, 20, &segment(TCP, 4000, 80)));
+    let table = [
+        ("a service", plain(TCP, client4, "192.0.2.1:80"), true),
+        ("another port", plain(TCP, client4, "192.0.2.1:22"), false),
+        ("any port", plain(UDP, client4, "192.0.2.2:9"), true),
+        ("IPv6", plain(TCP, "[2001:db8:f::7]:4000", "[2001:db8::1]:80"), true),
+        ("options", options.clone(), true),
+        ("a tag in the frame", tagged(0x8100, options), true),
+        ("a reply to a client", plain(TCP, "10.0.0.10:8080", client4), true),
+        ("a reply to this host", plain(TCP, "10.0.0.10:8080", "10.0.0.1:4000"), false),
+        (
+            "an ICMP error about a service",
+            frame(&icmp_error(3, ip("203.0.113.1"), ip("192.0.2.1"), &answer)),
+            false,
+        ),
+        ("a ping", frame(&ipv4(client, vip, 1, 0, &[], &[8; 8])), false),
+        ("a first fragment", cut(client, vip, 0x2000, &segment(TCP, 4000, 80)), true),
+        ("a first fragment to another port", cut(client, vip, 0x2000, &segment(TCP, 4000, 22)), false),
+        ("a later fragment", cut(client, vip, 0x2010, &segment(TCP, 4000, 80)), false),
+        ("a reply's first fragment", cut(server, client, 0x2000, &segment(TCP, 8080, 4000)), true),
+        ("a reply's later fragment", cut(server, client, 0x0010, &segment(TCP, 8080, 4000)), false),
+        ("IPv6, a first fragment", frame(&ipv6(client6, vip6, 44, &first6)), true),
+        ("IPv6, a later fragment", frame(&ipv6(client6, vip6, 44, &later6)), false),
+        ("IPv6, 320 bytes of options", frame(&ipv6(client6, vip6, 0, &long6)), true),
+        ("ARP", ethernet(0x0806, &[0; 46]), false),
+    ];
+    let steering = example();
+    let guard = Guard::new(&steering, Duration::from_secs(600)).unwrap();
+    for (what, frame, expected) in &table {
+        assert_eq!(guard.drops(frame).unwrap(), *expected, "{what}");
+    }
+    guard.refresh(Duration::ZERO).unwrap();
+    for (what, frame, _) in &table {
+        assert!(!guard.drops(frame).unwrap(), "{what}, after the deadline");
+    }
+    guard.refresh(Duration::MAX).unwrap();
+    for (frame, ports_end) in [(&table[0].1, 14 + 20 + 4), (&table[3].1, 14 + 40 + 4)] {
+        for length in 0..=frame.len() {
+            // The kernel itself refuses to run a classifier over less than an IP header.
+            let drops = guard.drops(&frame[..length]).is_ok_and(|drops| drops);
+            assert_eq!(drops, length >= ports_end, "{length} bytes");
+        }
     }
 }
 

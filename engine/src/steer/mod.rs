@@ -23,6 +23,8 @@ mod maps;
 mod netlink;
 mod parse;
 pub mod program;
+#[cfg(test)]
+mod testing;
 pub mod way_back;
 
 pub use attach::{Attachment, DryRun, Mode, WantedMode};
@@ -134,5 +136,28 @@ fn steerable(address: IpAddr, port: u16, protocol: u8) -> Result<Key, SteerError
     match i32::from(protocol) {
         libc::IPPROTO_TCP | libc::IPPROTO_UDP => Ok(Key::new(address, port, protocol)),
         _ => Err(SteerError::Protocol(protocol)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::without_capabilities;
+    use super::*;
+
+    /// Whoever lacks the privilege is told which.
+    #[test]
+    fn says_which_capability_is_missing() {
+        let (steering, way_back, guards) = without_capabilities(|| {
+            (
+                Steering::new().map(drop).unwrap_err().to_string(),
+                WayBack::open().map(drop).unwrap_err().to_string(),
+                guard::remove_all().map(drop),
+            )
+        });
+        let both = "this process lacks CAP_BPF and CAP_NET_ADMIN; run it as root or give it these";
+        assert_eq!(steering, format!("not allowed to make a BPF map: {both}"));
+        assert!(way_back.ends_with("this process lacks CAP_NET_ADMIN; run it as root or give it these"));
+        // To list what is not there needs no privilege.
+        assert!(guards.is_ok(), "{guards:?}");
     }
 }
