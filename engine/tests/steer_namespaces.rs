@@ -12,12 +12,12 @@ mod live;
 mod way_back;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use uvs_lab::probe::{RawTcp, flags};
-use uvs_lab::{Namespace, Prefix, Veth, cleanup};
+use uvs_lab::{Namespace, Prefix, Veth, cleanup, wait};
 
 /// What a test returns: any error becomes its failure.
 type Outcome = Result<(), Failed>;
@@ -107,7 +107,18 @@ impl Site {
         site.director.net().add_address("lo", Prefix::host(VIP))?;
         site.director.net().add_address("lo", Prefix::host(VIP6.parse::<IpAddr>().unwrap()))?;
         site.director.wait_ready(&[TO_CLIENT, TO_SERVER])?;
+        wait::until("the VIP to be local", PATIENCE, || site.vip6_is_local())?;
         Ok(site)
+    }
+
+    /// The kernel makes the local route of an IPv6 address some time after the address.
+    fn vip6_is_local(&self) -> bool {
+        const LOCAL: &str = "80200001";
+        let routes = self.director.run(|| std::fs::read_to_string("/proc/thread-self/net/ipv6_route"));
+        let vip: String =
+            VIP6.parse::<Ipv6Addr>().unwrap().octets().iter().map(|b| format!("{b:02x}")).collect();
+        let is_it = |route: &str| route.starts_with(&vip) && route.split_whitespace().nth(8) == Some(LOCAL);
+        routes.is_ok_and(|routes| routes.is_ok_and(|routes| routes.lines().any(is_it)))
     }
 
     /// The index of a device of the director.
@@ -133,5 +144,5 @@ impl Site {
 }
 
 fn address6(net: u8, host: u8) -> IpAddr {
-    std::net::Ipv6Addr::new(0xfd00 | u16::from(net), 0, 0, 0, 0, 0, 0, host.into()).into()
+    Ipv6Addr::new(0xfd00 | u16::from(net), 0, 0, 0, 0, 0, 0, host.into()).into()
 }
