@@ -2,10 +2,12 @@
 
 pub mod api;
 pub mod client;
+pub mod director;
 mod frame;
 pub mod neighbours;
 pub mod netlink;
 pub mod options;
+pub mod privilege;
 pub mod registry;
 pub mod socket;
 pub mod vips;

@@ -1,0 +1,176 @@
+//! What a director knows of the kernel and asks of it: devices, addresses, routes, neighbours, and the virtual addresses
+//! it puts on devices.
+
+use crate::neighbours::Neighbours;
+use crate::netlink::{Client, Event, Monitor, NetlinkError, PortChange, Routing, follow_ports};
+use crate::vips::{Assigned, Host, Reach, Vips};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use uvs_engine::Config;
+use uvs_engine::verdict::Neighbour;
+
+/// What a look found changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changes {
+    /// Addresses of this host.
+    pub(super) addresses: bool,
+    /// Routes or neighbours: frames may wait for one.
+    pub(super) next_hops: bool,
+}
+
+/// The kernel as the control thread and the commands share it.
+#[derive(Clone)]
+pub(super) struct Kernel(Arc<Mutex<State>>);
+
+struct State {
+    config: Arc<Config>,
+    monitor: Monitor,
+    routing: Routing,
+    neighbours: Neighbours,
+    vips: Option<Vips>,
+    reach: Reach,
+    held: Vec<u32>,
+}
+
+impl Kernel {
+    /// Follows the kernel for the devices of `config`'s snapshot. With `vips`, virtual addresses are put on devices.
+    pub(super) fn open(config: Arc<Config>, vips: Option<Vips>) -> Result<Self, NetlinkError> {
+        let now = Instant::now();
+        let state = State {
+            monitor: Monitor::open()?,
+            routing: Routing::open(config.clone(), now)?,
+            neighbours: Neighbours::new(config.clone(), Client::open()?, now),
+            vips,
+            reach: Reach::default(),
+            held: config.load().ports.iter().map(|port| port.ifindex).collect(),
+            config,
+        };
+        Ok(Kernel(Arc::new(Mutex::new(state))))
+    }
+
+    /// Becomes readable when the kernel has news.
+    pub(super) fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        self.state().monitor.as_fd().try_clone_to_owned()
+    }
+
+    /// The addresses this host has.
+    pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        self.state().monitor.addresses().map(|address| address.address).collect()
+    }
+
+    /// Whether one of the devices held is still there.
+    pub(super) fn has_devices(&self) -> bool {
+        let state = self.state();
+        state.held.iter().any(|ifindex| state.monitor.link(*ifindex).is_some())
+    }
+
+    /// When the next [`Kernel::look`] is due though the kernel has no news.
+    pub(super) fn due(&self) -> Instant {
+        let state = self.state();
+        let vips = state.vips.as_ref().and_then(Vips::due);
+        let others = [state.routing.due(), state.reach.due(), vips];
+        others.into_iter().flatten().fold(state.neighbours.due(), Instant::min)
+    }
+
+    /// Takes over what the kernel changed since the last look, and does what is due.
+    pub(super) fn look(&self) -> Result<Changes, NetlinkError> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let events = state.monitor.read()?;
+        let now = Instant::now();
+        tell(&state.config, &follow_ports(&state.config, &events));
+        let resolved = state.neighbours.apply(&events);
+        if events.contains(&Event::RoutesChanged) {
+            state.routing.changed(now);
+        }
+        let rerouted = state.routing.update(now)?;
+        if rerouted {
+            state.neighbours.routes_changed(state.routing.current().gateways());
+        }
+        state.neighbours.tick(now);
+        if let Some(vips) = &mut state.vips {
+            vips.tick(now);
+        }
+        for objection in state.reach.objections(&Host::of(&state.monitor, &state.held), now) {
+            tracing::warn!("{objection}");
+        }
+        let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
+        Ok(Changes { addresses: events.iter().any(moved), next_hops: rerouted || resolved })
+    }
+
+    /// A worker holds frames for this neighbour.
+    pub(super) fn resolve(&self, neighbour: Neighbour) {
+        self.state().neighbours.request(neighbour, Instant::now());
+    }
+
+    /// A virtual service has a real server at this address: its next hop is resolved ahead.
+    pub(super) fn server_added(&self, server: IpAddr) {
+        self.state().neighbours.watch(server);
+    }
+
+    /// Ends one [`Kernel::server_added`].
+    pub(super) fn server_removed(&self, server: IpAddr) {
+        self.state().neighbours.unwatch(server);
+    }
+
+    /// There is a virtual service at this address.
+    pub(super) fn service_added(&self, vip: IpAddr) {
+        let mut state = self.state();
+        let State { monitor, vips, reach, held, .. } = &mut *state;
+        let now = Instant::now();
+        reach.watch(vip, now);
+        let Some(vips) = vips else { return };
+        match vips.assign(vip, &Host::of(monitor, held), now) {
+            Ok(Assigned::Added(ifindex)) => {
+                let device = monitor.link(ifindex).map_or("a device", |link| &link.name);
+                tracing::info!("{vip} is on {device} now");
+            }
+            Ok(Assigned::Found(_) | Assigned::Kept(_)) => {}
+            Err(error) => tracing::warn!("{vip} was not assigned: {error}"),
+        }
+    }
+
+    /// Ends one [`Kernel::service_added`].
+    pub(super) fn service_removed(&self, vip: IpAddr) {
+        let mut state = self.state();
+        state.reach.unwatch(vip);
+        if let Some(Err(error)) = state.vips.as_mut().map(|vips| vips.withdraw(vip)) {
+            tracing::warn!("{vip} was not taken off: {error}");
+        }
+    }
+
+    /// Takes the virtual addresses off the devices.
+    pub(super) fn withdraw_all(&self) {
+        self.state().vips.take();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says what became of devices.
+fn tell(config: &Config, changes: &[PortChange]) {
+    let snapshot = config.load();
+    for change in changes {
+        match change {
+            PortChange::Changed(id) => {
+                if let Some(port) = snapshot.ports.get(usize::from(id.0)) {
+                    let state = if port.up { "up" } else { "down" };
+                    tracing::info!("{} is {state}, MTU {}", port.name, port.mtu);
+                }
+            }
+            PortChange::Gone(id) => {
+                if let Some(port) = snapshot.ports.get(usize::from(id.0)) {
+                    tracing::error!(
+                        "{} is gone: start this director again when the device is back",
+                        port.name
+                    );
+                }
+            }
+        }
+    }
+}

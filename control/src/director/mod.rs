@@ -1,0 +1,306 @@
+//! The director: everything assembled, in the order in which no frame falls between two chairs.
+//!
+//! Start: tables, devices, workers (no frame reaches them yet), services, the guard, and the steering program last. Stop: the
+//! steering program first (every frame is the kernel's), then the guard, the workers and the rest.
+
+pub mod devices;
+mod kernel;
+mod load;
+mod plane;
+mod rates;
+mod report;
+mod watch;
+
+use crate::api::{Refusal, Request, Response};
+use crate::netlink::{Client, NetlinkError};
+use crate::options::{OnCrash, RunOptions, XdpMode};
+use crate::privilege;
+use crate::registry::{Apply, Registry};
+use crate::socket::{Server, SocketError};
+use crate::vips::{AnnounceError, Announcer, Vips};
+use kernel::Kernel;
+use load::Load;
+use nix::time::{ClockId, clock_gettime};
+use plane::Plane;
+use report::Report;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use uvs_conntrack::{Limits, SharedTable, TableError, Tick, TooManyHandles};
+use uvs_engine::counters::Counters;
+use uvs_engine::link::Device;
+use uvs_engine::nexthop::NextHops;
+use uvs_engine::pipeline::Pipeline;
+use uvs_engine::service::Destinations;
+use uvs_engine::snapshot::Snapshot;
+use uvs_engine::steer::way_back::Injected;
+use uvs_engine::steer::{Attachment, Guard, Mode, SteerError, Steering, WantedMode, WayBack};
+use uvs_engine::worker::{Crew, Lane, Notices};
+use uvs_engine::{Config, link};
+use watch::{End, Watch};
+
+/// Next hops that may be known at a time.
+const NEXT_HOPS: u16 = u16::MAX;
+
+/// Why a director does not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Capabilities are missing.
+    #[error(transparent)]
+    Privilege(#[from] privilege::Missing),
+    /// A device or its rings.
+    #[error(transparent)]
+    Link(#[from] link::Error),
+    /// No device was given, or there is none.
+    #[error("no device to take frames from: name one with `--interface`")]
+    NoDevices,
+    /// The device is not up.
+    #[error("{0} is down: `ip link set {0} up` first")]
+    Down(String),
+    /// `--workers 0`.
+    #[error("a director needs at least one worker")]
+    NoWorkers,
+    /// A core that this process may not use.
+    #[error(
+        "processor {core} is not among those this process may use ({allowed}): choose others with `--cores`"
+    )]
+    NoSuchCore {
+        /// The one asked for.
+        core: usize,
+        /// Those there are.
+        allowed: String,
+    },
+    /// The connection table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The table has no handle left.
+    #[error(transparent)]
+    Handles(#[from] TooManyHandles),
+    /// The sockets that announce virtual addresses.
+    #[error(transparent)]
+    Announce(#[from] AnnounceError),
+    /// Routes and neighbours.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The steering program, the guard or the way back.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Threads, descriptors, signals.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// A service of the configuration was refused.
+    #[error("the configuration cannot be applied: {0}")]
+    Configuration(Refusal),
+    /// A worker died.
+    #[error("a worker ended by itself: this is a mistake in uvs, and its log says where")]
+    WorkerDied,
+    /// Every device disappeared.
+    #[error("every device this director held is gone")]
+    DevicesGone,
+}
+
+/// Runs a director until SIGTERM or SIGINT. Prints `ready` on standard output when frames flow.
+///
+/// # Errors
+/// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again.
+pub fn run(options: &RunOptions) -> Result<(), StartError> {
+    privilege::check()?;
+    let chosen = devices::choose(&options.interfaces)?;
+    let signals = watch::signals()?;
+    let director = Director::start(options, &chosen)?;
+    director.guard(options, &chosen);
+    let ready = director.steer(options.xdp_mode, &chosen).and_then(|()| {
+        writeln!(io::stdout(), "ready")?;
+        Ok(())
+    });
+    let end = ready.and_then(|()| Ok(director.watch.run(&signals)?));
+    director.stop();
+    match end? {
+        End::Asked => Ok(()),
+        End::DevicesGone => Err(StartError::DevicesGone),
+        End::WorkerDied => Err(StartError::WorkerDied),
+    }
+}
+
+/// CLOCK_MONOTONIC as the connection table counts it.
+fn now() -> Tick {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Tick::default(), |time| Tick::of(Duration::from(time)))
+}
+
+type SharedRegistry = Arc<Mutex<Registry<Plane>>>;
+
+/// A director at work.
+struct Director {
+    watch: Watch,
+    server: Server,
+}
+
+impl Director {
+    /// Assembles everything but what brings frames in.
+    fn start(options: &RunOptions, chosen: &[Device]) -> Result<Self, StartError> {
+        let table = SharedTable::create(Limits {
+            connections4: options.limits.connections_ipv4,
+            connections6: options.limits.connections_ipv6,
+            destinations: options.limits.destinations,
+            ..Limits::default()
+        })?;
+        let counters = Counters::new(options.limits.destinations);
+        let destinations = Destinations::new(table.clone(), counters.clone());
+        let config = Config::new(Snapshot::empty(NextHops::new(NEXT_HOPS)));
+        config.publish(|snapshot| snapshot.ports = devices::ports(chosen).into());
+
+        let vips = options.assign_vips.then(open_vips).transpose()?;
+        let kernel = Kernel::open(config.clone(), vips)?;
+        kernel.look()?;
+
+        let cores = devices::cores(&options.workers, chosen)?;
+        let crew = Crew::open(&devices::seats(chosen, options.xdp_mode), &cores)?;
+        let way_back = Arc::new(WayBack::open()?);
+        let mut handles = (0..cores.len()).map(|_| table.handle()).collect::<Result<Vec<_>, _>>()?;
+        let handle = table.handle()?;
+        let notices = Notices::new()?;
+        let mut drops = Vec::new();
+        let running = crew.start(&config, &notices, |_| {
+            let handle = handles.pop().expect("there is a handle for each worker");
+            let worker = counters.worker();
+            drops.push(worker.clone());
+            let pipeline = Pipeline::new(handle, destinations.clone(), worker);
+            let way_back = way_back.clone();
+            let inject = move |parts: &[&[u8]]| way_back.inject(parts) == Injected::Taken;
+            (pipeline, Box::new(inject))
+        })?;
+        let running = Arc::new(running);
+
+        let mut steering = Steering::new()?;
+        steering.set_local(kernel.local_addresses())?;
+        let report = Report {
+            running: running.clone(),
+            attachments: Vec::new(),
+            handle,
+            since: Instant::now(),
+            drops,
+            load: Load::default(),
+        };
+        let plane = Plane::new(config.clone(), destinations, steering, kernel.clone(), report);
+        let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
+        configure(&registry, options)?;
+        let server = serve(&registry, options)?;
+        let news = kernel.descriptor()?;
+        let watch = Watch { config, kernel, news, notices, registry, running };
+        Ok(Director { watch, server })
+    }
+
+    /// Puts the guard up, unless the kernel is to have everything when this process dies. A kernel that cannot have one
+    /// does not keep the director from starting.
+    fn guard(&self, options: &RunOptions, chosen: &[Device]) {
+        if options.on_crash == OnCrash::Kernel {
+            return;
+        }
+        let mut registry = lock(&self.watch.registry);
+        let plane = registry.plane_mut();
+        match put_up(&plane.steering, options.guard_timeout.0, chosen) {
+            Ok(guard) => plane.guard = Some((guard, options.guard_timeout.0)),
+            Err(error) => tracing::warn!(
+                "no guard: should this process die, the kernel will reset the connections of its services ({error})"
+            ),
+        }
+    }
+
+    /// Brings the frames in.
+    fn steer(&self, mode: XdpMode, chosen: &[Device]) -> Result<(), StartError> {
+        let wanted = match mode {
+            XdpMode::Auto => WantedMode::Auto,
+            XdpMode::Native => WantedMode::Only(Mode::Native),
+            XdpMode::Generic => WantedMode::Only(Mode::Generic),
+        };
+        let mut registry = lock(&self.watch.registry);
+        let plane = registry.plane_mut();
+        for (device, port) in chosen.iter().zip(0_u16..) {
+            let lanes = self.watch.running.lanes().iter().filter(|lane| lane.port.0 == port);
+            let sockets: Vec<_> = lanes.clone().map(|lane| (lane.queue, lane.probe.as_fd())).collect();
+            let attachment = plane.steering.attach(device.index, wanted, &sockets)?;
+            say_what_was_got(device, &attachment, lanes);
+            plane.report.attachments.push(attachment);
+        }
+        Ok(())
+    }
+
+    /// Takes everything away again.
+    fn stop(self) {
+        let Director { watch: Watch { registry, kernel, .. }, server } = self;
+        drop(server);
+        let mut registry = lock(&registry);
+        let plane = registry.plane_mut();
+        plane.report.attachments.clear();
+        if let Err(error) = plane.take_guard_down() {
+            tracing::error!("the guard stands still, for its time: `uvs guard off` takes it away ({error})");
+        }
+        kernel.withdraw_all();
+    }
+}
+
+fn lock(registry: &SharedRegistry) -> MutexGuard<'_, Registry<Plane>> {
+    registry.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_vips() -> Result<Vips, StartError> {
+    Ok(Vips::new(Client::open()?, Announcer::open()?, None))
+}
+
+fn put_up(steering: &Steering, timeout: Duration, devices: &[Device]) -> Result<Guard, SteerError> {
+    let mut guard = Guard::new(steering, timeout)?;
+    for device in devices {
+        if let Err(error) = guard.install(device.index) {
+            guard.remove()?;
+            return Err(error);
+        }
+    }
+    Ok(guard)
+}
+
+/// Applies the services of the configuration.
+fn configure(registry: &SharedRegistry, options: &RunOptions) -> Result<(), StartError> {
+    let mut registry = lock(registry);
+    registry.plane_mut().set_timeouts(options.timeouts);
+    let requests = options.services.iter().flat_map(|(service, servers)| {
+        let servers =
+            servers.iter().map(|server| Request::AddServer { service: service.id, server: *server });
+        std::iter::once(Request::AddService(service.clone())).chain(servers)
+    });
+    for request in requests {
+        if let Response::Refused(refusal) = registry.handle(request) {
+            return Err(StartError::Configuration(refusal));
+        }
+    }
+    Ok(())
+}
+
+fn serve(registry: &SharedRegistry, options: &RunOptions) -> Result<Server, StartError> {
+    let registry = registry.clone();
+    Ok(Server::start(&options.socket, Arc::new(move |request| lock(&registry).handle(request)))?)
+}
+
+fn say_what_was_got<'a>(device: &Device, attachment: &Attachment, lanes: impl Iterator<Item = &'a Lane>) {
+    let (mut queues, mut zero_copy, mut multi_buffer) = (0, true, true);
+    for lane in lanes {
+        queues += 1;
+        zero_copy &= lane.zero_copy;
+        multi_buffer &= lane.multi_buffer;
+    }
+    tracing::info!(
+        "{}: {} mode, {}, {queues} queue{}, MTU {}{}",
+        device.name,
+        attachment.mode(),
+        if zero_copy { "zero-copy" } else { "copy" },
+        if queues == 1 { "" } else { "s" },
+        device.mtu,
+        if multi_buffer { ", multi-buffer" } else { "" },
+    );
+    if let Some(reason) = attachment.refused() {
+        tracing::info!("{}: not native mode, because {reason}", device.name);
+    }
+}

@@ -1,0 +1,394 @@
+//! The registry's changes carried into the data plane: services into the snapshot, their keys into the steering program,
+//! their real servers' next hops into view.
+
+use super::kernel::Kernel;
+use super::rates::Estimator;
+use super::report::Report;
+use crate::api::{
+    self, Counters, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId,
+    ServiceSpec, Timeouts,
+};
+use crate::registry::{Apply, Features};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use uvs_conntrack::{DestinationId, Tick};
+use uvs_engine::Config;
+use uvs_engine::counters::Traffic;
+use uvs_engine::forward::Method;
+use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
+use uvs_engine::steer::{Guard, SteerError, Steering};
+
+/// How long workers may take to follow a change. They do so with their next batch.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What IPVS has by default, and scripts compare.
+const TABLE_SIZE: u32 = 4096;
+
+/// What the data plane is changed through.
+pub(super) struct Plane {
+    config: Arc<Config>,
+    destinations: Arc<Destinations>,
+    pub(super) steering: Steering,
+    kernel: Kernel,
+    pub(super) report: Report,
+    /// The guard, and how long it may outlive this process.
+    pub(super) guard: Option<(Guard, Duration)>,
+    members: HashMap<(ServiceKey, SocketAddr), Member>,
+    lingering: Vec<Lingering>,
+    averages: HashMap<ServiceKey, Averages>,
+    generation: u64,
+}
+
+/// A real server that is configured.
+#[derive(Clone, Copy)]
+struct Member {
+    id: DestinationId,
+    method: Method,
+}
+
+/// Steering keys of a real server that was removed, kept for the connections it still has: were they taken away, the
+/// kernel would answer the connections' packets with a RST.
+struct Lingering {
+    id: DestinationId,
+    service: ServiceKey,
+    reply: Option<SocketAddr>,
+}
+
+/// Averages of a service and its real servers.
+#[derive(Default)]
+struct Averages {
+    service: Estimator,
+    servers: HashMap<SocketAddr, Estimator>,
+}
+
+impl Plane {
+    pub(super) fn new(
+        config: Arc<Config>,
+        destinations: Arc<Destinations>,
+        steering: Steering,
+        kernel: Kernel,
+        report: Report,
+    ) -> Self {
+        Plane {
+            config,
+            destinations,
+            steering,
+            kernel,
+            report,
+            guard: None,
+            members: HashMap::new(),
+            lingering: Vec::new(),
+            averages: HashMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// Called every two seconds: takes the sums into the averages, and forgets what no connection needs any more.
+    pub(super) fn look_after(&mut self, now: Tick) {
+        let snapshot = self.config.load();
+        self.averages.retain(|key, _| snapshot.services.find(key).is_some());
+        for service in snapshot.services.iter() {
+            let view = service.view();
+            let averages = self.averages.entry(view.key).or_default();
+            averages.service.update(&counters(&view.traffic));
+            averages.servers.retain(|address, _| self.members.contains_key(&(view.key, *address)));
+            for server in &view.destinations {
+                averages.servers.entry(server.config.address).or_default().update(&counters(&server.traffic));
+            }
+        }
+        self.report.load.sample();
+        self.release_idle();
+        self.destinations.collect(now);
+    }
+
+    /// Takes the steering keys away that were kept for connections which are gone.
+    fn release_idle(&mut self) {
+        let destinations = self.destinations.clone();
+        let idle = |kept: &mut Lingering| destinations.connections(kept.id) == Connections::default();
+        for kept in self.lingering.extract_if(.., idle) {
+            let Lingering { service, reply, .. } = kept;
+            let service = self.steering.remove_service(service.address, service.port, service.protocol);
+            let reply = reply
+                .map(|reply| self.steering.remove_reply(reply.ip(), reply.port(), kept.service.protocol));
+            for result in [Some(service), reply].into_iter().flatten() {
+                complain(result);
+            }
+        }
+    }
+
+    /// Lets the guard stand for another while.
+    pub(super) fn keep_guard(&self) {
+        if let Some((guard, timeout)) = &self.guard {
+            complain(guard.refresh(*timeout));
+        }
+    }
+
+    /// Takes the guard away until this director starts again.
+    pub(super) fn take_guard_down(&mut self) -> Result<(), SteerError> {
+        self.guard.take().map_or(Ok(()), |(guard, _)| guard.remove())
+    }
+
+    /// The addresses of this host have changed.
+    pub(super) fn set_local(&mut self, addresses: impl IntoIterator<Item = std::net::IpAddr>) {
+        complain(self.steering.set_local(addresses));
+    }
+
+    fn service(&self, id: &ServiceId) -> Result<Arc<Service>, Refusal> {
+        let snapshot = self.config.load();
+        let service = key(id).and_then(|key| snapshot.services.find(&key).cloned());
+        service.ok_or(Refusal::ServiceNotDefined)
+    }
+
+    /// Leaves a removed real server's steering keys in place until its connections are gone.
+    fn linger(&mut self, service: ServiceKey, address: SocketAddr, member: Member) {
+        let reply = (member.method == Method::Nat).then_some(address);
+        self.lingering.push(Lingering { id: member.id, service, reply });
+        self.kernel.server_removed(address.ip());
+    }
+
+    fn steer_server(
+        &mut self,
+        service: ServiceKey,
+        address: SocketAddr,
+        method: Method,
+    ) -> Result<(), SteerError> {
+        self.steering.add_service(service.address, service.port, service.protocol)?;
+        if method == Method::Nat
+            && let Err(error) = self.steering.add_reply(address.ip(), address.port(), service.protocol)
+        {
+            self.steering.remove_service(service.address, service.port, service.protocol)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+impl Apply for Plane {
+    fn features(&self) -> Features {
+        Features::default()
+    }
+
+    fn knows_scheduler(&self, name: &str) -> bool {
+        uvs_schedulers::by_name(name).is_some()
+    }
+
+    fn knows_engine(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn table_size(&self) -> u32 {
+        TABLE_SIZE
+    }
+
+    fn add_service(&mut self, spec: &ServiceSpec) -> Result<(), Refusal> {
+        let key = key(&spec.id).ok_or(Refusal::Invalid)?;
+        let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
+        let service = Service::new(key, &spec.scheduler, scheduler, self.destinations.clone());
+        service.set_flags(u32::from(spec.flags.0) << 3);
+        let mut added = Ok(());
+        self.generation = self.config.publish(|snapshot| match snapshot.services.with(service) {
+            Ok(services) => snapshot.services = services,
+            Err(error) => added = Err(error),
+        });
+        added.map_err(refusal)?;
+        if let Err(error) = self.steering.add_service(key.address, key.port, key.protocol) {
+            self.take_out(key);
+            return Err(failed(&error));
+        }
+        self.kernel.service_added(key.address);
+        Ok(())
+    }
+
+    fn edit_service(&mut self, spec: &ServiceSpec) -> Result<(), Refusal> {
+        let service = self.service(&spec.id)?;
+        let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
+        service.set_scheduler(&spec.scheduler, scheduler);
+        service.set_flags(u32::from(spec.flags.0) << 3);
+        Ok(())
+    }
+
+    fn delete_service(&mut self, id: &ServiceId) {
+        let Some(key) = key(id) else { return };
+        let members: Vec<_> = self.members.keys().filter(|(service, _)| *service == key).copied().collect();
+        for name in members {
+            if let Some(member) = self.members.remove(&name) {
+                self.linger(key, name.1, member);
+            }
+        }
+        self.take_out(key);
+        complain(self.steering.remove_service(key.address, key.port, key.protocol));
+        self.kernel.service_removed(key.address);
+    }
+
+    fn add_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
+        let service = self.service(id)?;
+        let config = destination(server)?;
+        let destination = service.add(&config).map_err(refusal)?;
+        if let Err(error) = self.steer_server(service.key(), server.address, config.method) {
+            service.delete(server.address, super::now()).map_err(refusal)?;
+            return Err(failed(&error));
+        }
+        self.members
+            .insert((service.key(), server.address), Member { id: destination, method: config.method });
+        self.kernel.server_added(server.address.ip());
+        Ok(())
+    }
+
+    fn edit_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
+        let service = self.service(id)?;
+        let config = destination(server)?;
+        let name = (service.key(), server.address);
+        let member = *self.members.get(&name).ok_or(Refusal::NoSuchServer)?;
+        if member.method != config.method {
+            self.steer_server(name.0, name.1, config.method).map_err(|error| failed(&error))?;
+            self.kernel.server_added(server.address.ip());
+            self.linger(name.0, name.1, member);
+            self.members.insert(name, Member { method: config.method, ..member });
+        }
+        service.edit(&config).map_err(refusal)
+    }
+
+    fn delete_server(&mut self, id: &ServiceId, server: SocketAddr) {
+        let Ok(service) = self.service(id) else { return };
+        if let Some(member) = self.members.remove(&(service.key(), server)) {
+            self.linger(service.key(), server, member);
+        }
+        if let Err(error) = service.delete(server, super::now()) {
+            tracing::error!("the workers did not know real server {server} of {}: {error}", service.key());
+        }
+    }
+
+    fn zero(&mut self, id: Option<&ServiceId>) {
+        let snapshot = self.config.load();
+        match id.and_then(key) {
+            Some(key) => snapshot.services.find(&key).into_iter().for_each(|service| service.zero()),
+            None => {
+                snapshot.services.iter().for_each(|service| service.zero());
+                self.destinations.counters().zero_total();
+            }
+        }
+    }
+
+    fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.generation = self.config.publish(|snapshot| {
+            let mut changed = uvs_conntrack::Timeouts::clone(&snapshot.timeouts);
+            changed.set(timeouts.tcp, timeouts.tcp_fin, timeouts.udp);
+            snapshot.timeouts = Arc::new(changed);
+        });
+    }
+
+    fn settle(&mut self) -> Result<(), Refusal> {
+        if self.config.settle(self.generation, PATIENCE) {
+            return Ok(());
+        }
+        Err(Refusal::Failed(
+            "a worker did not follow the change within five seconds: see `uvs status`".into(),
+        ))
+    }
+
+    fn service_activity(&self, id: &ServiceId) -> ServiceActivity {
+        let Ok(service) = self.service(id) else { return ServiceActivity::default() };
+        let rates = self.averages.get(&service.key()).map(|averages| averages.service.rates());
+        ServiceActivity { counters: counters(&service.totals()), rates: rates.unwrap_or_default() }
+    }
+
+    fn server_activity(&self, id: &ServiceId, server: SocketAddr) -> ServerActivity {
+        let Ok(service) = self.service(id) else { return ServerActivity::default() };
+        let Some(view) = service.destination(server) else { return ServerActivity::default() };
+        let averages = self.averages.get(&service.key()).and_then(|averages| averages.servers.get(&server));
+        ServerActivity {
+            active: view.connections.active,
+            inactive: view.connections.inactive,
+            persistent: 0,
+            counters: counters(&view.traffic),
+            rates: averages.map(Estimator::rates).unwrap_or_default(),
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        if request == Request::GuardOff {
+            return self.take_guard_down().map_err(|error| failed(&error)).into();
+        }
+        let guarded = self.guard.is_some();
+        let (snapshot, counters) = (self.config.load(), self.destinations.counters());
+        self.report.answer(&request, &snapshot, counters, self.members.len(), guarded)
+    }
+}
+
+impl Plane {
+    /// Takes a service out of the snapshot and lets its real servers go.
+    fn take_out(&mut self, key: ServiceKey) {
+        let mut gone = None;
+        self.generation = self.config.publish(|snapshot| {
+            if let Ok((services, service)) = snapshot.services.without(&key) {
+                snapshot.services = services;
+                gone = Some(service);
+            }
+        });
+        if let Some(service) = gone {
+            service.retire(super::now());
+        }
+    }
+}
+
+/// The data plane's key of a service by address; `None` for one by mark or of SCTP.
+fn key(id: &ServiceId) -> Option<ServiceKey> {
+    match id {
+        ServiceId::Address { protocol: api::Protocol::Sctp, .. } | ServiceId::Mark { .. } => None,
+        ServiceId::Address { protocol, address } => {
+            Some(ServiceKey { address: address.ip(), port: address.port(), protocol: protocol.number() })
+        }
+    }
+}
+
+fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
+    let method = match server.method {
+        api::Method::Masquerading => Method::Nat,
+        api::Method::Direct => Method::Direct,
+        api::Method::Tunnel(_) => {
+            return Err(Refusal::Unsupported("this director forwards by NAT and direct routing only".into()));
+        }
+    };
+    Ok(DestinationConfig {
+        address: server.address,
+        method,
+        weight: server.weight,
+        upper_threshold: server.upper_threshold,
+        lower_threshold: server.lower_threshold,
+    })
+}
+
+fn counters(traffic: &Traffic) -> Counters {
+    Counters {
+        connections: traffic.connections,
+        in_packets: traffic.in_packets,
+        out_packets: traffic.out_packets,
+        in_bytes: traffic.in_bytes,
+        out_bytes: traffic.out_bytes,
+    }
+}
+
+fn refusal(error: ServiceError) -> Refusal {
+    match error {
+        ServiceError::ServiceExists(_) => Refusal::ServiceExists,
+        ServiceError::NoSuchService(_) => Refusal::NoSuchService,
+        ServiceError::DestinationExists(_) => Refusal::ServerExists,
+        ServiceError::NoSuchDestination(_) => Refusal::NoSuchServer,
+        ServiceError::WeightOutOfRange(_) | ServiceError::ThresholdsOutOfRange { .. } => Refusal::OutOfRange,
+        ServiceError::NotUnicast(_) | ServiceError::FamilyMismatch(_) => Refusal::Invalid,
+        other @ ServiceError::TooManyDestinations => Refusal::Failed(other.to_string()),
+    }
+}
+
+fn failed(error: &SteerError) -> Refusal {
+    Refusal::Failed(error.to_string())
+}
+
+/// The kernel refused what no command waits for.
+fn complain<T>(result: Result<T, SteerError>) {
+    if let Err(error) = result {
+        tracing::error!("the steering program could not be told: {error}");
+    }
+}

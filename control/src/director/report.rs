@@ -1,0 +1,173 @@
+//! What a director says of itself: status and connections.
+
+use super::load::Load;
+use crate::api::{
+    ConnectionEntry, DeviceStatus, DropCount, QueueStatus, Refusal, Request, Response, Status, TableStatus,
+    Timeouts, WorkerStatus,
+};
+use std::sync::Arc;
+use std::time::Instant;
+use uvs_conntrack::{Connection, SharedHandle};
+use uvs_engine::counters::{Counters, Event, WorkerCounters};
+use uvs_engine::steer::Attachment;
+use uvs_engine::worker::Running;
+use uvs_engine::{Reason, Snapshot};
+
+/// Connections on one page of a listing.
+const PAGE: usize = 8192;
+
+/// What is there to report on.
+pub(super) struct Report {
+    pub(super) running: Arc<Running>,
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) handle: SharedHandle,
+    pub(super) since: Instant,
+    /// Each worker's own counters.
+    pub(super) drops: Vec<Arc<WorkerCounters>>,
+    pub(super) load: Load,
+}
+
+impl Report {
+    /// Answers what is no matter of services and servers.
+    pub(super) fn answer(
+        &mut self,
+        request: &Request,
+        snapshot: &Snapshot,
+        counters: &Counters,
+        servers: usize,
+        guarded: bool,
+    ) -> Response {
+        match request {
+            Request::Connections { after } => self.connections(after.unwrap_or(0)),
+            Request::Status => Response::Status(Box::new(self.status(snapshot, counters, servers, guarded))),
+            Request::Timeouts => Response::Timeouts(Timeouts {
+                tcp: snapshot.timeouts.tcp(uvs_conntrack::protocol::tcp::State::Established),
+                tcp_fin: snapshot.timeouts.tcp(uvs_conntrack::protocol::tcp::State::FinWait),
+                udp: snapshot.timeouts.udp(),
+            }),
+            Request::Daemons => Response::Daemons(Vec::new()),
+            Request::StopDaemon { .. } => Response::Refused(Refusal::NoDaemon),
+            Request::StartDaemon(_) => Response::Refused(Refusal::Unsupported(
+                "this director does not synchronise connections".into(),
+            )),
+            _ => Response::Refused(Refusal::Malformed("not a question about the director".into())),
+        }
+    }
+
+    /// A page of connections in table order. `skip` counts those of the pages before; connections that end meanwhile may
+    /// make a page miss as many.
+    fn connections(&mut self, skip: u64) -> Response {
+        let now = super::now();
+        self.handle.quiescent();
+        let page: Vec<_> = self
+            .handle
+            .connections()
+            .skip(usize::try_from(skip).unwrap_or(usize::MAX))
+            .take(PAGE)
+            .map(|connection| entry(&connection, now))
+            .collect();
+        self.handle.sleep();
+        let next = (page.len() == PAGE).then(|| skip + PAGE as u64);
+        Response::Connections { connections: page, next }
+    }
+
+    fn status(&self, snapshot: &Snapshot, counters: &Counters, servers: usize, guarded: bool) -> Status {
+        let table = self.handle.table().stats();
+        let drops = Reason::ALL.iter().map(|reason| DropCount {
+            reason: reason.name().to_owned(),
+            explanation: reason.explanation().to_owned(),
+            count: counters.drops(*reason),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime: self.since.elapsed().as_secs(),
+            workers: self.workers(),
+            devices: self.devices(snapshot),
+            table: TableStatus {
+                connections: table.connections4 + table.connections6,
+                capacity: table.capacity4 + table.capacity6,
+                resident_bytes: table.resident_bytes,
+                inserted: table.inserted,
+                expired: table.expired,
+                full: table.full,
+            },
+            services: snapshot.services.len() as u64,
+            servers: servers as u64,
+            drops: drops.collect(),
+            to_kernel: counters.events(Event::ToKernel),
+            unresolved: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
+            on_crash: if guarded { "guard" } else { "kernel" }.to_owned(),
+        }
+    }
+
+    fn workers(&self) -> Vec<WorkerStatus> {
+        let tallies = self.running.tallies().zip(0_u32..);
+        tallies
+            .map(|((tally, core), id)| WorkerStatus {
+                id,
+                core: core.and_then(|core| u32::try_from(core).ok()),
+                received: tally.received(),
+                transmitted: tally.transmitted(),
+                handed_off: tally.handed(),
+                dropped: self.drops.get(id as usize).map_or(0, |counters| dropped(counters)),
+                busy: self.load.of(id),
+            })
+            .collect()
+    }
+
+    fn devices(&self, snapshot: &Snapshot) -> Vec<DeviceStatus> {
+        let ports = snapshot.ports.iter().zip(0_u16..);
+        ports
+            .map(|(port, id)| {
+                let lanes: Vec<_> = self.running.lanes().iter().filter(|lane| lane.port.0 == id).collect();
+                let attachment =
+                    self.attachments.iter().find(|attachment| attachment.ifindex() == port.ifindex);
+                DeviceStatus {
+                    name: port.name.clone(),
+                    index: port.ifindex,
+                    mac: written(port.mac),
+                    mtu: port.mtu,
+                    up: port.up,
+                    mode: attachment
+                        .map_or_else(|| "none".into(), |attachment| attachment.mode().to_string()),
+                    copy: if lanes.iter().all(|lane| lane.zero_copy) { "zero-copy" } else { "copy" }
+                        .to_owned(),
+                    queues: lanes
+                        .iter()
+                        .map(|lane| QueueStatus {
+                            queue: lane.queue,
+                            worker: u32::try_from(lane.worker).unwrap_or(u32::MAX),
+                            kernel_dropped: lane
+                                .probe
+                                .statistics()
+                                .map_or(0, |statistics| statistics.dropped + statistics.receive_full),
+                        })
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+}
+
+fn dropped(counters: &WorkerCounters) -> u64 {
+    Reason::ALL.iter().map(|reason| counters.drops(*reason)).sum()
+}
+
+/// A link-layer address as `ip link` writes it.
+fn written(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn entry(connection: &Connection<'_>, now: uvs_conntrack::Tick) -> ConnectionEntry {
+    let (client, real) = (connection.client(), connection.real());
+    ConnectionEntry {
+        protocol: client.protocol(),
+        client: client.source(),
+        virtual_address: client.destination(),
+        server: real.source(),
+        state: connection.state_name().to_owned(),
+        expires: connection.seconds_left(now),
+        engine: None,
+    }
+}

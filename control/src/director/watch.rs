@@ -1,0 +1,112 @@
+//! The control thread: it follows the kernel and the workers, and looks after what needs looking after.
+
+use super::SharedRegistry;
+use super::kernel::Kernel;
+use super::rates::PERIOD;
+use crate::netlink::NetlinkError;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uvs_engine::Config;
+use uvs_engine::worker::{Notice, Notices, Running};
+
+/// How often the guard's deadline is moved, at least.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Why the control thread stopped watching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// By a signal.
+    Asked,
+    /// No device is left.
+    DevicesGone,
+    /// A worker's thread ended.
+    WorkerDied,
+}
+
+/// Becomes readable when this process is asked to end.
+pub(super) fn signals() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    Ok(read)
+}
+
+/// What the control thread looks at and acts on.
+pub(super) struct Watch {
+    pub(super) config: Arc<Config>,
+    pub(super) kernel: Kernel,
+    pub(super) news: OwnedFd,
+    pub(super) notices: Arc<Notices>,
+    pub(super) registry: SharedRegistry,
+    pub(super) running: Arc<Running>,
+}
+
+impl Watch {
+    /// Watches until there is a reason to end.
+    pub(super) fn run(&self, signals: &UnixStream) -> Result<End, NetlinkError> {
+        let (mut beat, mut estimate) = (Instant::now(), Instant::now() + PERIOD);
+        loop {
+            if self.wait(signals, beat.min(estimate)) {
+                return Ok(End::Asked);
+            }
+            self.hear();
+            let changes = self.kernel.look()?;
+            if changes.addresses {
+                let local = self.kernel.local_addresses();
+                super::lock(&self.registry).plane_mut().set_local(local);
+            }
+            if changes.next_hops && self.running.tallies().any(|(tally, _)| tally.holding() > 0) {
+                self.running.wake();
+            }
+            let now = Instant::now();
+            if now >= beat {
+                beat = now + HEARTBEAT;
+                super::lock(&self.registry).plane_mut().keep_guard();
+                if !self.running.is_whole() {
+                    return Ok(End::WorkerDied);
+                }
+                if !self.kernel.has_devices() {
+                    return Ok(End::DevicesGone);
+                }
+            }
+            if now >= estimate {
+                estimate = now + PERIOD;
+                super::lock(&self.registry).plane_mut().look_after(super::now());
+            }
+        }
+    }
+
+    /// Waits until there is something to look at or `until`. Whether this process is asked to end.
+    fn wait(&self, signals: &UnixStream, until: Instant) -> bool {
+        let wait = until.min(self.kernel.due()).saturating_duration_since(Instant::now());
+        let limit = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.news.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
+        ];
+        // Interrupted or not, it is time to look around.
+        let _woken = poll(&mut fds, limit);
+        fds[0].any().unwrap_or(false)
+    }
+
+    /// Hears what the workers say.
+    fn hear(&self) {
+        while let Some(notice) = self.notices.next() {
+            match notice {
+                Notice::Unresolved(neighbour) => self.kernel.resolve(neighbour),
+                Notice::DeviceGone(port) => {
+                    let snapshot = self.config.load();
+                    let name = snapshot.ports.get(usize::from(port.0)).map_or("a device", |port| &port.name);
+                    tracing::error!("{name} is gone: its queues are closed, the other devices go on");
+                }
+            }
+        }
+    }
+}
