@@ -7,7 +7,7 @@ use super::notice::{Notice, Notices};
 use super::tally::Tally;
 use super::{Process, WayBack};
 use crate::batch::PortId;
-use crate::link::{Batch, MAX_PARTS, Parts, Pool, Queue, Sending};
+use crate::link::{Batch, Gone, MAX_PARTS, Parts, Pool, Queue, Sending};
 use crate::verdict::{Neighbour, Reason, Verdict};
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags};
@@ -244,7 +244,8 @@ impl Hands {
                     moving |= sending == Sending::Moving;
                     self.stuck |= sending == Sending::Stuck;
                 }
-                Err(_) => {
+                // The chunks it held are lost with it. The others have theirs: the region has room for each queue.
+                Err(Gone) => {
                     gone = true;
                     tools.tally.gone.add(1);
                     tools.notices.tell(Notice::DeviceGone(queue.port()));
