@@ -10,8 +10,8 @@ use crate::sync::{Acquire, Relaxed};
 use crate::time::Tick;
 use crate::timeouts::TEMPLATE_REARM_SECONDS;
 
-/// Groups of chunks whose bounds one sweep looks at, at most: 8,192 connections.
-const GROUPS_PER_SWEEP: usize = 16;
+/// Groups of chunks whose bounds one sweep looks at per chunk of its budget, at most: 8,192 connections.
+const GROUPS_PER_CHUNK: usize = 16;
 
 /// What expiry found an entry to be.
 enum Fate {
@@ -27,12 +27,12 @@ impl<S: Storage> Handle<S> {
     /// Ends connections whose time is over at `now`, showing each to `ended` once, and returns how many. Looks closely at about
     /// `budget` chunks of 64 entries and then leaves the rest to the next call, by whichever handle; several may
     /// sweep at once. To be called at least about every ten milliseconds, with a budget of one or two after each batch under
-    /// load, until all are swept if connections are to end on time.
+    /// load, until all are swept if connections are to end on time. With a budget of `usize::MAX` it looks at all.
     pub fn sweep(&mut self, now: Tick, budget: usize, mut ended: impl FnMut(&Connection<'_>)) -> usize {
         let groups = self.table.dues.groups();
         let mut chunks = 0;
         let mut count = 0;
-        for _ in 0..groups.min(GROUPS_PER_SWEEP) {
+        for _ in 0..groups.min(budget.saturating_mul(GROUPS_PER_CHUNK)) {
             let turn = self.table.sweep_at.fetch_add(1, Relaxed) as usize;
             let table = self.table.clone();
             for chunk in table.dues.due_in(turn % groups, now) {

@@ -26,6 +26,9 @@ use uvs_conntrack::{SharedHandle, Tick};
 /// are due are seen in time.
 const SWEEP: usize = 2;
 
+/// Ticks between two looks at all connections for expiry, of a worker that falls asleep again and again.
+const SWEEP_ALL_TICKS: i32 = 10;
+
 /// What a batch is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -40,6 +43,8 @@ pub struct View<'a> {
 pub struct Pipeline {
     tracker: Tracker,
     stage: Vec<Staged>,
+    /// When all connections were last looked at for expiry.
+    swept: Tick,
 }
 
 /// A frame between two stages.
@@ -54,7 +59,8 @@ enum Staged {
 impl Pipeline {
     /// A pipeline on the connection table of `handle`.
     pub fn new(handle: SharedHandle, destinations: Arc<Destinations>, counters: Arc<WorkerCounters>) -> Self {
-        Pipeline { tracker: Tracker::new(handle, destinations, counters), stage: Vec::with_capacity(BATCH) }
+        let tracker = Tracker::new(handle, destinations, counters);
+        Pipeline { tracker, stage: Vec::with_capacity(BATCH), swept: Tick::default() }
     }
 
     /// This worker's counters.
@@ -116,10 +122,13 @@ impl Pipeline {
         self.tracker.sweep(now, SWEEP);
     }
 
-    /// The worker is about to sleep: every connection whose time is over ends, and the connection table does not wait for
-    /// this worker until the next [`Pipeline::between`].
+    /// The worker is about to sleep: every connection whose time is over ends, unless that was seen to a moment ago, and
+    /// the connection table does not wait for this worker until the next [`Pipeline::between`].
     pub fn sleep(&mut self, now: Tick) {
-        self.tracker.sweep(now, usize::MAX);
+        if !(0..SWEEP_ALL_TICKS).contains(&now.since(self.swept)) {
+            self.swept = now;
+            self.tracker.sweep(now, usize::MAX);
+        }
         self.tracker.handle.sleep();
     }
 }
