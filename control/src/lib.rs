@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod client;
+pub mod config;
 pub mod director;
 mod frame;
 pub mod neighbours;

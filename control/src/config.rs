@@ -1,0 +1,404 @@
+//! The configuration file of a director, `uvs run --config FILE`, in TOML. `docs/configuration.md` describes every key.
+//!
+//! A file is read to its end whatever is wrong with it, so that [`Faults`] are all there are. Services and real servers pass
+//! the same [`Registry`] as what `ipvsadm` says.
+
+mod reader;
+
+pub use reader::{Fault, Faults};
+
+use crate::api::{
+    Family, Method, Protocol, Refusal, Request, Response, ServerSpec, ServiceId, ServiceSpec, Timeouts,
+};
+use crate::options::{
+    GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
+};
+use crate::registry::{Features, LONGEST_TIMEOUT, NoPlane, Registry};
+use reader::{Found, Reader, Section, alternatives, did_you_mean};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::path::Path;
+use std::time::Duration;
+
+/// Reads a file.
+///
+/// # Errors
+/// Everything wrong with it; one fault at its beginning when it cannot be read.
+pub fn load(path: &Path) -> Result<RunOptions, Faults> {
+    let file = path.display().to_string();
+    let unreadable =
+        |message| Faults { file: file.clone(), faults: vec![Fault { line: 1, column: 1, message }] };
+    let bytes = std::fs::read(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
+        unreadable(format!("found a byte that is not UTF-8 in line {line}, expected a TOML file"))
+    })?;
+    parse(&file, &text)
+}
+
+/// Reads a text; `file` names it in faults.
+///
+/// # Errors
+/// Everything wrong with it.
+pub fn parse(file: &str, text: &str) -> Result<RunOptions, Faults> {
+    let reader = Reader::new(text);
+    let parsed = reader.parse();
+    let mut options = RunOptions::default();
+    if reader.is_clean() {
+        options = document(&reader, Section::new(&reader, parsed.get_ref(), 0..0));
+    }
+    match reader.into_faults() {
+        faults if faults.is_empty() => Ok(options),
+        faults => Err(Faults { file: file.to_owned(), faults }),
+    }
+}
+
+fn document(reader: &Reader<'_>, top: Section<'_, '_>) -> RunOptions {
+    let options = top.table("director").map_or_else(RunOptions::default, |section| director(reader, section));
+    let options = RunOptions {
+        limits: top.table("limits").map_or(options.limits, limits),
+        timeouts: top.table("timeouts").map_or(options.timeouts, timeouts),
+        services: services(reader, &top),
+        ..options
+    };
+    top.finish();
+    options
+}
+
+fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
+    const IO: [(&str, Io); 2] = [("auto", Io::Auto), ("xdp", Io::Xdp)];
+    const MODES: [(&str, XdpMode); 3] =
+        [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+    const ON_CRASH: [(&str, OnCrash); 2] = [("guard", OnCrash::Guard), ("kernel", OnCrash::Kernel)];
+    let options = RunOptions {
+        interfaces: interfaces(reader, &section),
+        io: section.one_of("io", &IO).unwrap_or_default(),
+        xdp_mode: section.one_of("xdp_mode", &MODES).unwrap_or_default(),
+        workers: workers(reader, &section),
+        socket: section
+            .text("socket", "the path of a socket")
+            .map_or(SocketPlace::Namespace, |path| SocketPlace::Path(path.value.into())),
+        assign_vips: section.boolean("assign_vips").is_some_and(|found| found.value),
+        on_crash: section.one_of("on_crash", &ON_CRASH).unwrap_or_default(),
+        guard_timeout: section
+            .number("guard_timeout", 1..=86_400)
+            .map_or_else(GuardTimeout::default, |found| {
+                GuardTimeout(Duration::from_secs(found.value.into()))
+            }),
+        ..RunOptions::default()
+    };
+    section.finish();
+    options
+}
+
+fn interfaces(reader: &Reader<'_>, section: &Section<'_, '_>) -> Interfaces {
+    const EXPECTED: &str = "a list of interface names, or [\"all\"]";
+    let Some(list) = section.texts("interfaces", EXPECTED) else { return Interfaces::default() };
+    if list.value.is_empty() {
+        reader.expected(list.at, "an empty list", EXPECTED);
+    }
+    for (index, name) in list.value.iter().enumerate() {
+        if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
+            let found = format!("the text \"{}\"", name.value);
+            reader.expected(name.at.clone(), found, "the name of an interface, at most 15 bytes");
+        } else if list.value[..index].iter().any(|earlier| earlier.value == name.value) {
+            reader.expected(name.at.clone(), format!("`{}` again", name.value), "each interface once");
+        }
+    }
+    Interfaces::from_names(list.value.iter().map(|name| name.value.to_owned()).collect())
+}
+
+fn workers(reader: &Reader<'_>, section: &Section<'_, '_>) -> Workers {
+    let count = section.number("workers", 1..=1024);
+    let pinned = section.boolean("pinned");
+    let Some(cores) = section.numbers("cores", 4095) else {
+        return Workers::Count {
+            count: count.and_then(|found| usize::try_from(found.value).ok()),
+            pinned: pinned.is_none_or(|found| found.value),
+        };
+    };
+    if let Some(count) = count {
+        reader.expected(
+            count.at,
+            "`workers` beside `cores`",
+            "only one of them: `cores` has one worker on each",
+        );
+    }
+    if let Some(Found { value: false, at }) = pinned {
+        reader.expected(at, "`pinned = false` beside `cores`", "`workers`, which need not be pinned");
+    }
+    if cores.value.is_empty() {
+        reader.expected(cores.at, "an empty list", "the numbers of the cores, one worker on each");
+    }
+    for (index, core) in cores.value.iter().enumerate() {
+        if cores.value[..index].iter().any(|earlier| earlier.value == core.value) {
+            reader.expected(core.at.clone(), format!("core {} again", core.value), "each core once");
+        }
+    }
+    Workers::Cores(cores.value.iter().filter_map(|core| usize::try_from(core.value).ok()).collect())
+}
+
+fn limits(section: Section<'_, '_>) -> Limits {
+    let Limits { connections_ipv4, connections_ipv6, destinations } = Limits::default();
+    let read = |key, most, default| section.number(key, 1..=most).map_or(default, |found| found.value);
+    let limits = Limits {
+        connections_ipv4: read("connections_ipv4", 1 << 28, connections_ipv4),
+        connections_ipv6: read("connections_ipv6", 1 << 28, connections_ipv6),
+        destinations: read("destinations", 1 << 24, destinations),
+    };
+    section.finish();
+    limits
+}
+
+fn timeouts(section: Section<'_, '_>) -> Timeouts {
+    let Timeouts { tcp, tcp_fin, udp } = Timeouts::default();
+    let read = |key, default| section.number(key, 1..=LONGEST_TIMEOUT).map_or(default, |found| found.value);
+    let timeouts =
+        Timeouts { tcp: read("tcp", tcp), tcp_fin: read("tcp_fin", tcp_fin), udp: read("udp", udp) };
+    section.finish();
+    timeouts
+}
+
+/// Services as they are read, and the registry that judges them.
+struct Services<'r, 'i> {
+    reader: &'r Reader<'i>,
+    schedulers: Vec<String>,
+    registry: Registry<NoPlane>,
+    lines: HashMap<ServiceId, usize>,
+    read: Vec<(ServiceSpec, Vec<ServerSpec>)>,
+}
+
+fn services(reader: &Reader<'_>, top: &Section<'_, '_>) -> Vec<(ServiceSpec, Vec<ServerSpec>)> {
+    let schedulers: Vec<_> = uvs_schedulers::Registry::default().names().map(str::to_owned).collect();
+    let plane =
+        NoPlane { features: Features::default(), schedulers: schedulers.clone(), engines: Vec::new() };
+    let registry = Registry::new(plane, Timeouts::default());
+    let mut services = Services { reader, schedulers, registry, lines: HashMap::new(), read: Vec::new() };
+    for section in top.tables("service", "service") {
+        services.service(section);
+    }
+    services.read
+}
+
+impl Services<'_, '_> {
+    fn service(&mut self, section: Section<'_, '_>) {
+        const ADDRESS: &str = "an IP address and a port, such as \"192.0.2.1:80\" or \"[2001:db8::1]:80\"";
+        let at = section.at.clone();
+        let address = section.required_text("address", ADDRESS);
+        let protocol = section.one_of("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
+        let scheduler = self.scheduler(&section);
+        let servers = section.tables("server", "service.server");
+        section.finish();
+        let spec = address.and_then(|address| match address.value.parse::<SocketAddr>() {
+            Ok(parsed) if parsed.port() != 0 => {
+                let id = ServiceId::Address { protocol: protocol.unwrap_or(Protocol::Tcp), address: parsed };
+                Some((ServiceSpec::new(id, &scheduler), address.at))
+            }
+            _ => {
+                self.reader.expected(address.at, format!("the text \"{}\"", address.value), ADDRESS);
+                None
+            }
+        });
+        let id = spec.as_ref().map(|(spec, _)| spec.id);
+        let known = spec.is_some_and(|(spec, address_at)| self.add_service(spec, &at, address_at));
+        let mut read = Vec::new();
+        let mut lines = HashMap::new();
+        for section in servers {
+            let at = section.at.clone();
+            let Some((server, address_at)) = self.server(section, id) else { continue };
+            let Some(id) = id.filter(|_| known) else { continue };
+            let request = Request::AddServer { service: id, server };
+            let earlier = lines.insert(server.address, self.reader.line(&at));
+            if self.accepted(request, address_at, &server.address.to_string(), earlier) {
+                read.push(server);
+            }
+        }
+        if let Some((_, servers)) = self.read.last_mut().filter(|_| known) {
+            *servers = read;
+        }
+    }
+
+    fn scheduler(&self, section: &Section<'_, '_>) -> String {
+        let names: Vec<_> = self.schedulers.iter().map(String::as_str).collect();
+        let expected = alternatives(&names);
+        match section.text("scheduler", &expected) {
+            Some(Found { value, .. }) if names.contains(&value) => value.to_owned(),
+            Some(Found { value, at }) => {
+                let hint = did_you_mean(value, &names);
+                self.reader.expected(at, format!("the scheduler `{value}`"), format!("{expected}{hint}"));
+                "wlc".to_owned()
+            }
+            None => "wlc".to_owned(),
+        }
+    }
+
+    fn add_service(&mut self, spec: ServiceSpec, at: &Range<usize>, address_at: Range<usize>) -> bool {
+        let (id, name) = (spec.id, spec.id.to_string());
+        let earlier = self.lines.get(&id).copied();
+        let accepted = self.accepted(Request::AddService(spec.clone()), address_at, &name, earlier);
+        if accepted {
+            self.lines.insert(id, self.reader.line(at));
+            self.read.push((spec, Vec::new()));
+        }
+        accepted
+    }
+
+    /// A real server and where its address stands; `None` when too much of it is wrong.
+    fn server(
+        &self,
+        section: Section<'_, '_>,
+        service: Option<ServiceId>,
+    ) -> Option<(ServerSpec, Range<usize>)> {
+        const ADDRESS: &str = "an IP address, with a port unless it is the service's";
+        let address = section.required_text("address", ADDRESS);
+        let method = section.one_of("method", &[("nat", Method::Masquerading), ("direct", Method::Direct)]);
+        let weight = section.number("weight", 0..=i32::MAX.unsigned_abs());
+        let upper = section.number("upper_threshold", 0..=i32::MAX.unsigned_abs());
+        let lower = section.number("lower_threshold", 0..=i32::MAX.unsigned_abs());
+        section.finish();
+        let port = service.map_or(0, |id| id.port());
+        let address = address?;
+        let parsed = address.value.parse::<SocketAddr>();
+        let alone = address.value.parse::<IpAddr>().map(|address| SocketAddr::new(address, port));
+        let Ok(parsed) = parsed.or(alone) else {
+            self.reader.expected(address.at, format!("the text \"{}\"", address.value), ADDRESS);
+            return None;
+        };
+        let server = ServerSpec {
+            address: parsed,
+            method: method.unwrap_or_default(),
+            weight: weight.map_or(1, |found| found.value),
+            upper_threshold: upper.as_ref().map_or(0, |found| found.value),
+            lower_threshold: lower.as_ref().map_or(0, |found| found.value),
+        };
+        let mut sensible = true;
+        if let Some(lower) = lower.filter(|lower| lower.value > server.upper_threshold) {
+            let most = format!("at most the upper threshold, {}", server.upper_threshold);
+            self.reader.expected(lower.at, format!("the lower threshold {}", lower.value), most);
+            sensible = false;
+        }
+        if let Some(id) = service {
+            sensible &= self.reachable(&server, &id, &address.at);
+        }
+        sensible.then_some((server, address.at))
+    }
+
+    fn reachable(&self, server: &ServerSpec, service: &ServiceId, at: &Range<usize>) -> bool {
+        if Family::of(server.address.ip()) != service.family() {
+            let family = if service.family() == Family::Ipv4 { "an IPv4" } else { "an IPv6" };
+            self.reader.expected(at.clone(), server.address, format!("{family} address, as the service has"));
+            return false;
+        }
+        if server.reached_from(service) != *server {
+            let port = service.port();
+            let expected = format!("port {port} or none: direct routing leaves the service's port as it is");
+            self.reader.expected(at.clone(), format!("port {}", server.address.port()), expected);
+            return false;
+        }
+        true
+    }
+
+    /// Whether the registry takes it; otherwise the reason is noted.
+    fn accepted(&mut self, request: Request, at: Range<usize>, what: &str, earlier: Option<usize>) -> bool {
+        let Response::Refused(refusal) = self.registry.handle(request) else { return true };
+        match (refusal, earlier) {
+            (Refusal::ServiceExists | Refusal::ServerExists, Some(line)) => {
+                self.reader.expected(
+                    at,
+                    format!("{what} again"),
+                    format!("it once: line {line} has it already"),
+                );
+            }
+            (Refusal::Invalid, _) => {
+                self.reader.expected(at, what, "the unicast address of one host, not link-local");
+            }
+            (refusal, _) => self.reader.fault(at, format!("found {what}: {refusal}")),
+        }
+        false
+    }
+}
+
+/// Writes options so that reading them gives the same again.
+pub fn render(options: &RunOptions) -> String {
+    let mut text = "[director]\n".to_owned();
+    let list = |items: &[String]| items.join(", ");
+    match &options.interfaces {
+        Interfaces::All => text.push_str("interfaces = [\"all\"]\n"),
+        Interfaces::Named(names) if names.is_empty() => {}
+        Interfaces::Named(names) => {
+            let quoted: Vec<_> = names.iter().map(|name| quote(name)).collect();
+            let _ = writeln!(text, "interfaces = [{}]", list(&quoted));
+        }
+    }
+    let io = match options.io {
+        Io::Auto => "auto",
+        Io::Xdp => "xdp",
+    };
+    let mode = match options.xdp_mode {
+        XdpMode::Auto => "auto",
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    };
+    let _ = writeln!(text, "io = \"{io}\"\nxdp_mode = \"{mode}\"");
+    match &options.workers {
+        Workers::Count { count, pinned } => {
+            if let Some(count) = count {
+                let _ = writeln!(text, "workers = {count}");
+            }
+            let _ = writeln!(text, "pinned = {pinned}");
+        }
+        Workers::Cores(cores) => {
+            let cores: Vec<_> = cores.iter().map(usize::to_string).collect();
+            let _ = writeln!(text, "cores = [{}]", list(&cores));
+        }
+    }
+    if let SocketPlace::Path(path) = &options.socket {
+        let _ = writeln!(text, "socket = {}", quote(&path.to_string_lossy()));
+    }
+    let on_crash = match options.on_crash {
+        OnCrash::Guard => "guard",
+        OnCrash::Kernel => "kernel",
+    };
+    let (limits, timeouts) = (options.limits, options.timeouts);
+    let _ = write!(
+        text,
+        "assign_vips = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\n\
+         [limits]\nconnections_ipv4 = {}\nconnections_ipv6 = {}\ndestinations = {}\n\n\
+         [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n",
+        options.assign_vips,
+        options.guard_timeout.0.as_secs(),
+        limits.connections_ipv4,
+        limits.connections_ipv6,
+        limits.destinations,
+        timeouts.tcp,
+        timeouts.tcp_fin,
+        timeouts.udp
+    );
+    options.services.iter().for_each(|(service, servers)| render_service(&mut text, service, servers));
+    text
+}
+
+fn render_service(text: &mut String, service: &ServiceSpec, servers: &[ServerSpec]) {
+    let ServiceId::Address { protocol, address } = service.id else { return };
+    let protocol = protocol.to_string().to_lowercase();
+    let _ = writeln!(
+        text,
+        "\n[[service]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nscheduler = {}",
+        quote(&service.scheduler)
+    );
+    for server in servers {
+        let method = if server.method == Method::Masquerading { "nat" } else { "direct" };
+        let ServerSpec { address, weight, upper_threshold, lower_threshold, .. } = server;
+        let _ = writeln!(
+            text,
+            "\n[[service.server]]\naddress = \"{address}\"\nmethod = \"{method}\"\nweight = {weight}\n\
+             upper_threshold = {upper_threshold}\nlower_threshold = {lower_threshold}"
+        );
+    }
+}
+
+fn quote(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}

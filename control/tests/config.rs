@@ -1,0 +1,267 @@
+//! Configuration files: what they mean, and everything that can be wrong with them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use uvs_control::api::{Method, Protocol, ServerSpec, ServiceId, ServiceSpec, Timeouts};
+use uvs_control::config::{parse, render};
+use uvs_control::options::{
+    GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
+};
+
+/// The faults of a text, as `line:column: message`.
+fn faults(text: &str) -> Vec<String> {
+    match parse("f", text) {
+        Ok(_) => Vec::new(),
+        Err(faults) => {
+            faults.to_string().lines().map(|line| line.strip_prefix("f:").unwrap().to_owned()).collect()
+        }
+    }
+}
+
+#[test]
+fn the_example_is_right_and_says_what_it_says() {
+    let text = include_str!("../../examples/uvs.toml");
+    let options = parse("uvs.toml", text).unwrap();
+    assert_eq!(options.interfaces, Interfaces::Named(vec!["eth0".into(), "eth1".into()]));
+    assert_eq!(options.workers, Workers::Cores(vec![0, 1]));
+    assert!(options.assign_vips);
+    assert_eq!(options.services.len(), 2);
+    let (service, servers) = &options.services[1];
+    let id = ServiceId::Address { protocol: Protocol::Udp, address: "[2001:db8::53]:53".parse().unwrap() };
+    assert_eq!(*service, ServiceSpec::new(id, "rr"));
+    assert_eq!(*servers, [ServerSpec::new("[2001:db8:1::11]:53".parse().unwrap())]);
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    assert_eq!(parse("f", ""), Ok(RunOptions::default()));
+}
+
+#[test]
+fn every_fault_is_told_with_its_place() {
+    let service = "[[service]]\naddress = \"192.0.2.1:80\"\n";
+    for (text, expected) in [
+        ("[director]\ninterfaces = [", &["2:15:"][..]),
+        (
+            "[director]\ninterface = [\"eth0\"]",
+            &["2:1: found the unknown key `interface`, expected a known key: did you mean `interfaces`?"],
+        ),
+        (
+            "[director]\ninterfaces = \"eth0\"",
+            &["2:14: found the text \"eth0\", expected a list of interface names, or [\"all\"]"],
+        ),
+        ("[director]\ninterfaces = []", &["2:14: found an empty list, expected a list of interface names"]),
+        (
+            "[director]\ninterfaces = [\"eth0\", \"eth0\"]",
+            &["2:23: found `eth0` again, expected each interface once"],
+        ),
+        ("[director]\nio = \"xpd\"", &["2:6: found `xpd`, expected `auto` or `xdp`: did you mean `xdp`?"]),
+        ("[director]\nworkers = 0", &["2:11: found the number 0, expected a whole number from 1 to 1024"]),
+        (
+            "[director]\nworkers = 2\ncores = [0]",
+            &["2:11: found `workers` beside `cores`, expected only one of them"],
+        ),
+        ("[director]\ncores = [0, 0]", &["2:13: found core 0 again, expected each core once"]),
+        (
+            "[director]\ncores = [0]\npinned = false",
+            &["3:10: found `pinned = false` beside `cores`, expected `workers`"],
+        ),
+        ("[director]\nassign_vips = 1", &["2:15: found the number 1, expected true or false"]),
+        ("[director]\non_crash = \"panic\"", &["2:12: found `panic`, expected `guard` or `kernel`"]),
+        ("[director]\nio = \"auto\"\nio = \"xdp\"", &["3:1:"]),
+        ("limits = 5", &["1:10: found the number 5, expected a table, written [limits]"]),
+        (
+            "[limits]\ndestinations = -1",
+            &["2:16: found the number -1, expected a whole number from 1 to 16777216"],
+        ),
+        (
+            "[timeouts]\ntcp = 2678401\nudq = 5",
+            &[
+                "2:7: found the number 2678401, expected a whole number from 1 to 2678400",
+                "3:1: found the unknown key `udq`, expected a known key: did you mean `udp`?",
+            ],
+        ),
+        ("service = 5", &["1:11: found the number 5, expected tables, each written [[service]]"]),
+        ("[[service]]\nscheduler = \"rr\"", &["1:1: found no `address`, expected an IP address and a port"]),
+        (
+            "[[service]]\naddress = \"192.0.2.1\"",
+            &["2:11: found the text \"192.0.2.1\", expected an IP address and a port"],
+        ),
+        (
+            "[[service]]\naddress = \"192.0.2.1:0\"",
+            &["2:11: found the text \"192.0.2.1:0\", expected an IP address and a port"],
+        ),
+        (
+            "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
+            &["3:13: found the scheduler `wlcc`, expected `lc`, `rr`, `wlc` or `wrr`: did you mean `wlc`?"],
+        ),
+        (
+            "[[service]]\naddress = \"192.0.2.1:80\"\n[[service]]\naddress = \"192.0.2.1:80\"\nprotocol = \"tcp\"",
+            &["4:11: found TCP 192.0.2.1:80 again, expected it once: line 1 has it already"],
+        ),
+        (
+            &format!("{service}[[service.server]]\nweight = 1"),
+            &["3:1: found no `address`, expected an IP address, with a port unless it is the service's"],
+        ),
+        (
+            &format!("{service}[[service.server]]\naddress = \"10.0.0.1:81\""),
+            &[
+                "4:11: found port 81, expected port 80 or none: direct routing leaves the service's port as it is",
+            ],
+        ),
+        (
+            &format!("{service}[[service.server]]\naddress = \"fd00::1\"\nmethod = \"nat\""),
+            &["4:11: found [fd00::1]:80, expected an IPv4 address, as the service has"],
+        ),
+        (
+            &format!("{service}[[service.server]]\naddress = \"224.0.0.1\""),
+            &["4:11: found 224.0.0.1:80, expected the unicast address of one host, not link-local"],
+        ),
+        (
+            &format!(
+                "{service}[[service.server]]\naddress = \"10.0.0.1\"\n[[service.server]]\naddress = \"10.0.0.1:80\""
+            ),
+            &["6:11: found 10.0.0.1:80 again, expected it once: line 3 has it already"],
+        ),
+        (
+            &format!(
+                "{service}[[service.server]]\naddress = \"10.0.0.1\"\nupper_threshold = 5\nlower_threshold = 6\nmethod = \"tun\""
+            ),
+            &[
+                "6:19: found the lower threshold 6, expected at most the upper threshold, 5",
+                "7:10: found `tun`, expected `nat` or `direct`",
+            ],
+        ),
+        (
+            "# ä\n[director]\nsocket = 5\nio = 5\nx = 1",
+            &[
+                "3:10: found the number 5, expected the path of a socket",
+                "4:6: found the number 5, expected `auto` or `xdp`",
+                "5:1: found the unknown key `x`, expected one of: interfaces, ",
+            ],
+        ),
+    ] {
+        let found = faults(text);
+        let same = found.len() == expected.len()
+            && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+        assert!(same, "{text}\nfound    {found:#?}\nexpected {expected:#?}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault() {
+    let directory = std::env::temp_dir().join(format!("uvs-config-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("bad.toml");
+    std::fs::write(&file, b"io = \"auto\"\n# \xff").unwrap();
+    let told = [uvs_control::config::load(&file), uvs_control::config::load(&directory.join("none"))]
+        .map(|result| result.unwrap_err().to_string());
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert!(
+        told[0].ends_with("bad.toml:1:1: found a byte that is not UTF-8 in line 2, expected a TOML file\n")
+    );
+    assert!(told[1].contains("none:1:1: cannot be read: No such file"), "{}", told[1]);
+}
+
+fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
+    (any::<u32>(), any::<u16>(), any::<bool>(), 0..=2_147_483_647_u32, any::<u16>(), any::<u16>()).prop_map(
+        move |(host, own_port, nat, weight, one, other)| {
+            let host = host | 1;
+            let address: IpAddr = if v6 {
+                std::net::Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(host)).into()
+            } else {
+                std::net::Ipv4Addr::from_bits(10 << 24 | host & 0x00ff_ffff).into()
+            };
+            ServerSpec {
+                address: SocketAddr::new(address, if nat { own_port } else { port }),
+                method: if nat { Method::Masquerading } else { Method::Direct },
+                weight,
+                upper_threshold: one.max(other).into(),
+                lower_threshold: one.min(other).into(),
+            }
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
+    let scheduler = prop::sample::select(vec!["rr", "wrr", "lc", "wlc"]);
+    (any::<bool>(), any::<bool>(), any::<u32>(), 1..=u16::MAX, scheduler).prop_flat_map(
+        |(v6, udp, host, port, scheduler)| {
+            let address: IpAddr = if v6 {
+                std::net::Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(host)).into()
+            } else {
+                std::net::Ipv4Addr::from_bits(host).into()
+            };
+            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            let id = ServiceId::Address { protocol, address: SocketAddr::new(address, port) };
+            let servers = prop::collection::btree_map(any::<u8>(), server(v6, port), 0..5);
+            (Just(ServiceSpec::new(id, scheduler)), servers).prop_map(|(service, servers)| {
+                let mut servers: Vec<_> = servers.into_values().collect();
+                servers.sort_by_key(|server| server.address);
+                servers.dedup_by_key(|server| server.address);
+                (service, servers)
+            })
+        },
+    )
+}
+
+fn options() -> impl Strategy<Value = RunOptions> {
+    let names = prop::collection::btree_set("[a-z]{1,8}[0-9]", 1..4);
+    let interfaces = prop_oneof![
+        Just(Interfaces::All),
+        Just(Interfaces::default()),
+        names.prop_map(|names| Interfaces::Named(names.into_iter().collect())),
+    ];
+    let workers = prop_oneof![
+        (prop::option::of(1..=1024_usize), any::<bool>())
+            .prop_map(|(count, pinned)| Workers::Count { count, pinned }),
+        prop::collection::btree_set(0..4096_usize, 1..5)
+            .prop_map(|cores| Workers::Cores(cores.into_iter().collect())),
+    ];
+    let socket = prop_oneof![
+        Just(SocketPlace::Namespace),
+        "\\PC{1,30}".prop_map(|path| SocketPlace::Path(path.into()))
+    ];
+    let numbers = (1..=1_u32 << 28, 1..=1_u32 << 28, 1..=1_u32 << 24, 1..=86_400_u64);
+    let timeouts = (1..=2_678_400_u32, 1..=2_678_400_u32, 1..=2_678_400_u32);
+    let services = prop::collection::vec(service(), 0..5);
+    (interfaces, workers, socket, any::<[bool; 3]>(), numbers, timeouts, services).prop_map(
+        |(interfaces, workers, socket, [assign_vips, xdp, kernel], numbers, timeouts, mut services)| {
+            services.sort_by_key(|(service, _)| service.id);
+            services.dedup_by_key(|(service, _)| service.id);
+            RunOptions {
+                interfaces,
+                io: if xdp { Io::Xdp } else { Io::Auto },
+                xdp_mode: if xdp { XdpMode::Native } else { XdpMode::Generic },
+                workers,
+                socket,
+                assign_vips,
+                on_crash: if kernel { OnCrash::Kernel } else { OnCrash::Guard },
+                guard_timeout: GuardTimeout(Duration::from_secs(numbers.3)),
+                limits: Limits {
+                    connections_ipv4: numbers.0,
+                    connections_ipv6: numbers.1,
+                    destinations: numbers.2,
+                },
+                timeouts: Timeouts { tcp: timeouts.0, tcp_fin: timeouts.1, udp: timeouts.2 },
+                services,
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_again(options in options()) {
+        let text = render(&options);
+        prop_assert_eq!(parse("f", &text), Ok(options), "{}", text);
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "(\\PC|\n|\\[|\\]|=|\"){0,200}") {
+        let _ = parse("f", &text);
+    }
+}
