@@ -1,0 +1,32 @@
+//! `uvs check`: everything that is wrong with a configuration file.
+
+use crate::CANNOT_BEGIN;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use uvs_control::config;
+
+/// Arguments of `uvs check`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The configuration file
+    file: PathBuf,
+}
+
+/// Prints every fault, one a line, and tells by the exit status whether there was one.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match config::load(&args.file) {
+        Ok(options) => {
+            let servers: usize = options.services.iter().map(|(_, servers)| servers.len()).sum();
+            println!(
+                "{}: {} services, {servers} real servers, nothing wrong",
+                args.file.display(),
+                options.services.len()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(faults) => {
+            eprint!("{faults}");
+            ExitCode::from(CANNOT_BEGIN)
+        }
+    }
+}

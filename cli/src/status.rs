@@ -1,0 +1,204 @@
+//! `uvs status`: what a director is made of and how it fares.
+
+use crate::{CANNOT_BEGIN, Socket};
+use std::fmt::Write;
+use std::process::ExitCode;
+use uvs_control::api::{Request, Response, Status};
+
+/// Arguments of `uvs status`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+/// Asks the director and prints its state.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let client = args.socket.client();
+    let answer = client.ask(&Request::Status).and_then(|response| match response {
+        Response::Status(status) => Ok(status),
+        other => Err(client.unexpected(other)),
+    });
+    match answer {
+        Ok(status) if args.json => match serde_json::to_string_pretty(&status) {
+            Ok(text) => println!("{text}"),
+            Err(error) => eprintln!("uvs status: {error}"),
+        },
+        Ok(status) => print!("{}", describe(&status)),
+        Err(error) => {
+            eprintln!("uvs status: {error}");
+            return ExitCode::from(CANNOT_BEGIN);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn describe(status: &Status) -> String {
+    let mut text = String::new();
+    let table = &status.table;
+    let _ = writeln!(
+        text,
+        "uvs {}, process {}, up {}\n{} services, {} real servers; on a crash: {}\n",
+        status.version,
+        status.pid,
+        duration(status.uptime),
+        status.services,
+        status.servers,
+        status.on_crash
+    );
+    text.push_str("Device           MTU   Link  Program  Frames     Queues (worker)\n");
+    for device in &status.devices {
+        let queues: Vec<_> =
+            device.queues.iter().map(|queue| format!("{} ({})", queue.queue, queue.worker)).collect();
+        let link = if device.up { "up" } else { "down" };
+        let _ = writeln!(
+            text,
+            "{:<16} {:<5} {link:<5} {:<8} {:<10} {}",
+            device.name,
+            device.mtu,
+            device.mode,
+            device.copy,
+            queues.join(", ")
+        );
+    }
+    text.push_str("\nWorker  Core  Busy    Received  Transmitted   Handed off      Dropped\n");
+    for worker in &status.workers {
+        let core = worker.core.map_or_else(|| "any".to_owned(), |core| core.to_string());
+        let _ = writeln!(
+            text,
+            "{:<7} {core:<5} {:>3.0} % {:>11} {:>12} {:>12} {:>12}",
+            worker.id,
+            worker.busy * 100.0,
+            worker.received,
+            worker.transmitted,
+            worker.handed_off,
+            worker.dropped
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nConnections {} of {}, {} in memory; made {}, expired {}, refused because full {}",
+        table.connections,
+        table.capacity,
+        bytes(table.resident_bytes),
+        table.inserted,
+        table.expired,
+        table.full
+    );
+    let _ = writeln!(
+        text,
+        "Given back to the kernel {}; next hops without an address {}\n",
+        status.to_kernel, status.unresolved
+    );
+    drops(&mut text, status);
+    text
+}
+
+fn drops(text: &mut String, status: &Status) {
+    let kernel: u64 =
+        status.devices.iter().flat_map(|device| &device.queues).map(|queue| queue.kernel_dropped).sum();
+    let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
+    if dropped.is_empty() && kernel == 0 {
+        text.push_str("No frame was dropped.\n");
+        return;
+    }
+    text.push_str("Dropped      Reason                Meaning\n");
+    for drop in dropped {
+        let _ = writeln!(text, "{:<12} {:<21} {}", drop.count, drop.reason, drop.explanation);
+    }
+    if kernel > 0 {
+        let _ = writeln!(
+            text,
+            "{kernel:<12} {:<21} The kernel found no free buffer in a fill ring.",
+            "no_buffer"
+        );
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0..1_024 => format!("{count} B"),
+        1_024..1_048_576 => format!("{} KiB", count >> 10),
+        1_048_576..10_737_418_240 => format!("{} MiB", count >> 20),
+        _ => format!("{} GiB", count >> 30),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uvs_control::api::{DeviceStatus, DropCount, QueueStatus, TableStatus, WorkerStatus};
+
+    #[test]
+    fn a_director_is_described_on_one_screen() {
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 77,
+            uptime: 3_700,
+            workers: vec![WorkerStatus {
+                id: 0,
+                core: Some(1),
+                received: 12,
+                transmitted: 10,
+                handed_off: 0,
+                dropped: 2,
+                busy: 0.25,
+            }],
+            devices: vec![DeviceStatus {
+                name: "eth1".into(),
+                index: 3,
+                mac: "02:00:00:00:00:01".into(),
+                mtu: 1500,
+                up: true,
+                mode: "native".into(),
+                copy: "copy".into(),
+                queues: vec![QueueStatus { queue: 0, worker: 0, kernel_dropped: 1 }],
+            }],
+            table: TableStatus {
+                connections: 5,
+                capacity: 100,
+                resident_bytes: 3 << 20,
+                ..TableStatus::default()
+            },
+            services: 1,
+            servers: 2,
+            drops: vec![
+                DropCount { reason: "malformed".into(), explanation: "It lies.".into(), count: 2 },
+                DropCount { reason: "truncated".into(), explanation: "It ends.".into(), count: 0 },
+            ],
+            to_kernel: 4,
+            unresolved: 0,
+            on_crash: "guard".into(),
+        };
+        let expected = "uvs 0.1.0, process 77, up 1 h 1 min
+1 services, 2 real servers; on a crash: guard
+
+Device           MTU   Link  Program  Frames     Queues (worker)
+eth1             1500  up    native   copy       0 (0)
+
+Worker  Core  Busy    Received  Transmitted   Handed off      Dropped
+0       1      25 %          12           10            0            2
+
+Connections 5 of 100, 3 MiB in memory; made 0, expired 0, refused because full 0
+Given back to the kernel 4; next hops without an address 0
+
+Dropped      Reason                Meaning
+2            malformed             It lies.
+1            no_buffer             The kernel found no free buffer in a fill ring.
+";
+        assert_eq!(describe(&status), expected);
+    }
+}
