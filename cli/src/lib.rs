@@ -7,6 +7,7 @@ mod check;
 pub mod demo;
 mod guard;
 pub mod ipvsadm;
+mod run;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a director in the foreground
+    Run(run::Args),
     /// Check a configuration file and tell everything that is wrong with it
     Check(check::Args),
     /// Show workers, devices, the connection table and why frames were dropped
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     match Arguments::parse().command {
+        Command::Run(args) => run::run(args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Guard(args) => guard::run(&args),
