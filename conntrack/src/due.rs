@@ -45,12 +45,12 @@ impl Dues {
         self.bounds.len().div_ceil(GROUP)
     }
 
-    /// Chunks of a group whose bound lies before `now`.
-    pub(crate) fn due_in(&self, group: usize, now: Tick) -> impl Iterator<Item = usize> {
-        let start = group * GROUP;
-        let end = (start + GROUP).min(self.bounds.len());
-        (start..end).filter(move |chunk| {
-            tick(self.bounds[*chunk].load(Relaxed)).is_some_and(|bound| bound.is_before(now))
+    /// A mask of the chunks of a group whose bound lies before `now`.
+    pub(crate) fn due_in(&self, group: usize, now: Tick) -> u32 {
+        let bounds = self.bounds.chunks(GROUP).nth(group).unwrap_or_default();
+        bounds.iter().enumerate().fold(0, |mask, (at, due)| {
+            let is_due = tick(due.load(Relaxed)).is_some_and(|bound| bound.is_before(now));
+            mask | u32::from(is_due) << at
         })
     }
 

@@ -135,10 +135,12 @@ impl<S: Storage> Handle<S> {
         let index = self.table.index();
         let old_buckets = 1_u32 << (target - 1);
         let buckets = stripe * STRIPE..((stripe + 1) * STRIPE).min(old_buckets);
-        self.counters().moved.add(u64::from(buckets.end - buckets.start));
         let mut complete = true;
         for bucket in buckets {
-            complete &= index.migrate(bucket as usize, target, |reference| self.hash_of(reference));
+            match index.migrate(bucket as usize, target, |reference| self.hash_of(reference)) {
+                Some(moved) => self.counters().moved.add(moved),
+                None => complete = false,
+            }
         }
         if !complete {
             growth.stuck.push((target, stripe));

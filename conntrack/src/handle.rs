@@ -36,6 +36,8 @@ pub struct Handle<S: Storage> {
     pub(crate) allocator: Allocator,
     pub(crate) slot: usize,
     asleep: bool,
+    /// Groups of chunks this handle looks at next for expiry.
+    pub(crate) sweeping: std::ops::Range<u32>,
     /// Change of the number of index slots in use that the table does not know of yet.
     pub(crate) unreported: i64,
 }
@@ -52,7 +54,14 @@ impl<S: Storage> Handle<S> {
         let slot = table.epochs.register().ok_or(TooManyHandles)?;
         table.epochs.wake(slot);
         let capacity = [table.limits.connections4, table.limits.connections6];
-        Ok(Handle { allocator: Allocator::new(capacity), table, slot, asleep: false, unreported: 0 })
+        Ok(Handle {
+            allocator: Allocator::new(capacity),
+            table,
+            slot,
+            asleep: false,
+            sweeping: 0..0,
+            unreported: 0,
+        })
     }
 
     /// The table this is a handle of.

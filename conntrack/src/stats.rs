@@ -70,7 +70,7 @@ pub struct TableStats {
     pub aborted: u64,
     /// Reply flows taken over by a newer connection with the same one.
     pub replies_replaced: u64,
-    /// Index buckets brought to a bigger index.
+    /// Flows moved because the index grew.
     pub moved: u64,
     /// Templates kept past their timeout because they control connections.
     pub rearmed: u64,

@@ -1,6 +1,7 @@
 //! Ending connections: by time, or on request.
 
 use crate::connection::{ConnId, Connection};
+use crate::due::GROUP;
 use crate::flow::Direction;
 use crate::handle::Handle;
 use crate::index::Reference;
@@ -10,8 +11,8 @@ use crate::sync::{Acquire, Relaxed};
 use crate::time::Tick;
 use crate::timeouts::TEMPLATE_REARM_SECONDS;
 
-/// Groups of chunks whose bounds one sweep looks at per chunk of its budget, at most: 8,192 connections.
-const GROUPS_PER_CHUNK: usize = 16;
+/// Groups of chunks whose bounds a handle looks at in a row: 8,192 connections.
+const GROUPS_PER_TURN: u32 = 16;
 
 /// What expiry found an entry to be.
 enum Fate {
@@ -29,21 +30,35 @@ impl<S: Storage> Handle<S> {
     /// sweep at once. To be called at least about every ten milliseconds, with a budget of one or two after each batch under
     /// load, until all are swept if connections are to end on time. With a budget of `usize::MAX` it looks at all.
     pub fn sweep(&mut self, now: Tick, budget: usize, mut ended: impl FnMut(&Connection<'_>)) -> usize {
-        let groups = self.table.dues.groups();
         let mut chunks = 0;
         let mut count = 0;
-        for _ in 0..groups.min(budget.saturating_mul(GROUPS_PER_CHUNK)) {
-            let turn = self.table.sweep_at.fetch_add(1, Relaxed) as usize;
-            let table = self.table.clone();
-            for chunk in table.dues.due_in(turn % groups, now) {
-                chunks += 1;
-                count += self.sweep_chunk(chunk, now, &mut ended);
-            }
+        let groups = self.table.dues.groups();
+        let look_at_all = budget == usize::MAX;
+        for turn in 0..groups.min(budget.saturating_mul(GROUPS_PER_TURN as usize)) {
             if chunks >= budget {
                 break;
             }
+            let group = if look_at_all { turn } else { self.next_group() };
+            let mut due = self.table.dues.due_in(group, now);
+            while due != 0 {
+                let chunk = group * GROUP + due.trailing_zeros() as usize;
+                due &= due - 1;
+                chunks += 1;
+                count += self.sweep_chunk(chunk, now, &mut ended);
+            }
         }
         count
+    }
+
+    /// The groups of all chunks go round among all handles, a few at a time.
+    fn next_group(&mut self) -> usize {
+        if self.sweeping.is_empty() {
+            let start = self.table.sweep_at.fetch_add(GROUPS_PER_TURN, Relaxed);
+            self.sweeping = start..start.saturating_add(GROUPS_PER_TURN);
+        }
+        let turn = self.sweeping.start;
+        self.sweeping.start += 1;
+        turn as usize % self.table.dues.groups()
     }
 
     fn sweep_chunk(&mut self, chunk: usize, now: Tick, ended: &mut impl FnMut(&Connection<'_>)) -> usize {

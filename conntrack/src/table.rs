@@ -208,6 +208,13 @@ impl<S: Storage> Table<S> {
         stats
     }
 
+    /// Slots of the index that refer to an entry: one per flow that is looked up, when nobody is at work. For checks; reads
+    /// the whole index.
+    #[must_use]
+    pub fn slots_taken(&self) -> usize {
+        self.index().taken()
+    }
+
     #[inline]
     pub(crate) fn index(&self) -> Index<'_> {
         Index { buckets: self.storage.buckets(), levels: &self.storage.header().levels }
