@@ -2,14 +2,18 @@
 
 use crate::handle::Handle;
 use crate::index::Levels;
-use crate::layout::GROW_AT;
+use crate::layout::{GROW_AT, SLOTS};
 use crate::storage::Storage;
 use crate::sync::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed, Release};
 use core::sync::atomic::AtomicI64;
 use crossbeam_queue::SegQueue;
 
-/// Buckets moved at one quiescent point: more than insertions between two of them can fill, less than delays a batch.
+/// Buckets that are moved together.
 const STRIPE: u32 = 16;
+
+/// For how many slots a handle filled since its last quiescent point it moves one stripe, beside the one it moves anyway. The
+/// index has doubled when about eight slots per bucket more are filled; this is done after a quarter of that.
+const SLOTS_PER_STRIPE: u32 = 2 * STRIPE;
 
 /// How far the doubling under way has come. None of it needs to outlive the process: beginning anew moves nothing twice.
 #[derive(Debug)]
@@ -113,28 +117,41 @@ impl<S: Storage> Handle<S> {
         true
     }
 
-    /// At a quiescent point: starts growing when it is time, and moves one stripe when it is allowed.
+    /// At a quiescent point: starts growing when it is time, and moves flows when it is allowed, the more the more slots
+    /// this handle has `filled`.
     #[inline]
-    pub(crate) fn tend_index(&self) {
+    pub(crate) fn tend_index(&self, filled: u32) {
         let levels = self.table.index().levels();
         if levels.is_growing() {
-            self.move_stripe(levels.target());
+            self.move_stripes(levels.target(), 1 + filled / SLOTS_PER_STRIPE);
         } else if self.table.growth.is_crowded(levels) {
             self.grow();
         }
     }
 
     #[cold]
-    fn move_stripe(&self, target: u32) {
+    fn move_stripes(&self, target: u32, stripes: u32) {
         let growth = &self.table.growth;
         let stamp = growth.stamp.load(Acquire);
         if stamp == 0 || self.table.epochs.oldest() < stamp {
             return;
         }
-        let Some(stripe) = growth.claim(target) else { return };
+        for _ in 0..stripes {
+            let Some(stripe) = growth.claim(target) else { return };
+            self.move_stripe(target, stripe);
+        }
+    }
+
+    fn move_stripe(&self, target: u32, stripe: u32) {
+        let growth = &self.table.growth;
         let index = self.table.index();
         let old_buckets = 1_u32 << (target - 1);
         let buckets = stripe * STRIPE..((stripe + 1) * STRIPE).min(old_buckets);
+        for bucket in buckets.clone().filter_map(|number| index.buckets.get(number as usize)) {
+            for slot in 0..SLOTS {
+                self.prefetch_entry(bucket.reference(slot));
+            }
+        }
         let mut complete = true;
         for bucket in buckets {
             match index.migrate(bucket as usize, target, |reference| self.hash_of(reference)) {

@@ -40,6 +40,8 @@ pub struct Handle<S: Storage> {
     pub(crate) sweeping: std::ops::Range<u32>,
     /// Change of the number of index slots in use that the table does not know of yet.
     pub(crate) unreported: i64,
+    /// Index slots filled since the last quiescent point.
+    filled: u32,
 }
 
 /// A handle on a director's own table.
@@ -61,6 +63,7 @@ impl<S: Storage> Handle<S> {
             asleep: false,
             sweeping: 0..0,
             unreported: 0,
+            filled: 0,
         })
     }
 
@@ -82,7 +85,8 @@ impl<S: Storage> Handle<S> {
         epochs.quiescent(self.slot);
         self.allocator.reclaim(&self.table.exchange, epochs);
         self.report_slots();
-        self.tend_index();
+        let filled = std::mem::take(&mut self.filled);
+        self.tend_index(filled);
     }
 
     /// The thread will wait and uses nothing of the table until its next [`Handle::quiescent`].
@@ -99,6 +103,7 @@ impl<S: Storage> Handle<S> {
 
     pub(crate) fn count_slots(&mut self, change: i64) {
         self.unreported += change;
+        self.filled = self.filled.saturating_add(u32::try_from(change).unwrap_or(0));
         if self.unreported.abs() >= REPORT_AT {
             self.report_slots();
             let levels = self.table.index().levels();
@@ -158,7 +163,7 @@ impl<S: Storage> Handle<S> {
     }
 
     #[inline]
-    fn prefetch_entry(&self, reference: Reference) {
+    pub(crate) fn prefetch_entry(&self, reference: Reference) {
         match self.table.entry(reference.id()) {
             Some(Entry::Narrow(narrow, _)) => prefetch(narrow),
             Some(Entry::Wide(wide)) => {

@@ -33,7 +33,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connections4: 1 << 20, connections6: 1 << 18, destinations: 1 << 16, first_buckets: 1 << 10 }
+        Limits { connections4: 1 << 20, connections6: 1 << 18, destinations: 1 << 16, first_buckets: 1 << 12 }
     }
 }
 

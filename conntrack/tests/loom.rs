@@ -129,6 +129,27 @@ fn flow_that_moves() -> u16 {
 }
 
 #[test]
+fn an_insertion_under_way_when_the_index_grows_is_not_left_behind() {
+    let flow = flow_that_moves();
+    check(3, move || {
+        let table = table(9, 1);
+        let mut grower = handle(&table);
+        let mut inserter = handle(&table);
+        let other = thread::spawn(move || {
+            assert!(grower.grow());
+            grower.quiescent();
+        });
+        inserter.insert(&one_way(flow), NOW).expect("room");
+        other.join().expect("no panic");
+        for _ in 0..3 {
+            assert!(inserter.find(&one_way(flow).client).is_some(), "left behind in the smaller index");
+            inserter.quiescent();
+        }
+        assert!(!table.stats().growing);
+    });
+}
+
+#[test]
 fn what_is_removed_while_growth_moves_it_leaves_nothing() {
     let flow = flow_that_moves();
     check(3, move || {
