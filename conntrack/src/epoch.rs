@@ -13,7 +13,13 @@ use crate::sync::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed, Release, SeqCs
 use crossbeam_utils::CachePadded;
 
 /// The most handles a table has at a time.
-pub const MAX_HANDLES: usize = if cfg!(loom) { 3 } else { 256 };
+pub const MAX_HANDLES: usize = if cfg!(loom) {
+    3
+} else if cfg!(miri) {
+    8
+} else {
+    256
+};
 
 const ASLEEP: u64 = u64::MAX;
 
