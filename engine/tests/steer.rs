@@ -149,8 +149,11 @@ fn errors_by_what_they_quote() {
     let later = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0x2001, &[], &segment(TCP, 80, 4000));
     let first = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0x2000, &[], &segment(TCP, 80, 4000));
     let options = ipv4(ip4("192.0.2.1"), ip4("198.51.100.7"), TCP, 0, &[1; 8], &segment(TCP, 80, 4000));
-    let extended =
-        ipv6(ip6("2001:db8::1"), ip6("2001:db8:f::7"), 60, &extension(TCP, 2, &segment(TCP, 80, 1)));
+    let extended = |count| {
+        let inner =
+            (1..count).fold(extension(TCP, 2, &segment(TCP, 80, 1)), |rest, _| extension(60, 1, &rest));
+        ipv6(ip6("2001:db8::1"), ip6("2001:db8:f::7"), 60, &inner)
+    };
     let about_error = icmp_error(3, router4, ip("192.0.2.1"), &answer4);
     let mut table = vec![
         ("about the service's answer", error(3, router4, "192.0.2.1", &answer4), OURS),
@@ -175,7 +178,9 @@ fn errors_by_what_they_quote() {
         ),
         ("IPv6, the service's answer", error(2, router6, "2001:db8::1", &answer6), OURS),
         ("IPv6, a request to a real server", error(1, router6, "2001:db8:f::7", &request6), OURS),
-        ("IPv6, extension header quoted", error(1, router6, "2001:db8::1", &extended), OURS),
+        ("IPv6, extension header quoted", error(1, router6, "2001:db8::1", &extended(1)), OURS),
+        ("IPv6, two extension headers quoted", error(1, router6, "2001:db8::1", &extended(2)), OURS),
+        ("IPv6, three extension headers quoted", error(1, router6, "2001:db8::1", &extended(3)), THEIRS),
         ("IPv6, cut off", error(1, router6, "2001:db8::1", &answer6[..43]), THEIRS),
     ];
     for kind in 0..=255 {

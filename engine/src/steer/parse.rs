@@ -24,7 +24,10 @@ const FRAGMENT: i32 = 44;
 const DESTINATION_OPTIONS: i32 = 60;
 
 /// How many IPv6 extension headers are followed. RFC 8504 §5.3 lets a host limit them; longer chains go to the kernel.
-pub(super) const EXTENSION_HEADERS: usize = 6;
+const EXTENSION_HEADERS: usize = 6;
+/// The same for a packet that an ICMP error quotes. The verifier walks every combination of both chains, and gives up
+/// after a million instructions.
+const QUOTED_EXTENSION_HEADERS: usize = 2;
 /// How many VLAN tags are skipped.
 const TAGS: usize = 2;
 
@@ -175,12 +178,14 @@ fn packet6(a: &mut Assembler, layer: Layer, fragments: Fragments, exits: Exits) 
     a.load(Byte, R9, R7, 6);
     address6(a, source, 8);
     address6(a, destination, 24);
+    let mut extensions = QUOTED_EXTENSION_HEADERS;
     if layer == Layer::Outer {
         address6(a, HOST, 24);
+        extensions = EXTENSION_HEADERS;
     }
     a.add_value(R7, 40);
     let upper = a.label();
-    for _ in 0..EXTENSION_HEADERS {
+    for _ in 0..extensions {
         extension(a, fragments, upper, exits);
     }
     a.bind(upper);
