@@ -124,17 +124,12 @@ impl DryRun {
 }
 
 fn xdp_socket() -> Result<OwnedFd, SteerError> {
-    let doing = "open an AF_XDP socket";
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         let source = io::Error::last_os_error();
-        return Err(match source.raw_os_error() {
-            Some(libc::EAFNOSUPPORT) => {
-                SteerError::NoSupport { doing, lacking: "AF_XDP (CONFIG_XDP_SOCKETS)" }
-            }
-            _ => SteerError::os(doing, source),
-        });
+        let family = "AF_XDP (CONFIG_XDP_SOCKETS)";
+        return Err(SteerError::from_socket("open an AF_XDP socket", source, family));
     }
     // SAFETY: the socket was just made for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -301,7 +301,7 @@ impl Program {
         }
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
         let lines = String::from_utf8_lossy(&log[..end]);
-        Err(SteerError::Verifier { source: refused, log: last_lines(&lines, 12) })
+        Err(SteerError::from_verifier(refused, last_lines(&lines, 12)))
     }
 
     /// Runs the program in the kernel over `frame`, without any device (`BPF_PROG_TEST_RUN`), and returns what it

@@ -87,6 +87,25 @@ impl SteerError {
         }
     }
 
+    /// What the verifier's refusal means. Without `CAP_PERFMON` it forbids what reading headers of any length takes.
+    pub(super) fn from_verifier(source: io::Error, log: String) -> Self {
+        match &missing_capabilities(&[CAP_PERFMON])[..] {
+            [] => SteerError::Verifier { source, log },
+            lacking => SteerError::NotPermitted { doing: "load a BPF program", lacking: lacking.to_vec() },
+        }
+    }
+
+    /// What a failure to open a raw socket of a family means.
+    pub(super) fn from_socket(doing: &'static str, source: io::Error, family: &'static str) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => {
+                SteerError::NotPermitted { doing, lacking: missing_capabilities(&[CAP_NET_RAW]) }
+            }
+            Some(libc::EAFNOSUPPORT) => SteerError::NoSupport { doing, lacking: family },
+            _ => SteerError::os(doing, source),
+        }
+    }
+
     /// What a failed netlink request or ioctl means.
     pub(super) fn from_network(doing: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
@@ -108,15 +127,19 @@ fn missing(lacking: &[&str]) -> String {
 
 type Capability = (&'static str, u32);
 const CAP_NET_ADMIN: Capability = ("CAP_NET_ADMIN", 12);
+const CAP_NET_RAW: Capability = ("CAP_NET_RAW", 13);
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: Capability = ("CAP_PERFMON", 38);
 const CAP_BPF: Capability = ("CAP_BPF", 39);
 
-/// Which of the capabilities `needed` this thread does not have in effect. `CAP_SYS_ADMIN` includes `CAP_BPF`.
+/// Which of the capabilities `needed` this thread does not have in effect. `CAP_SYS_ADMIN` includes `CAP_BPF` and
+/// `CAP_PERFMON`.
 fn missing_capabilities(needed: &[Capability]) -> Vec<&'static str> {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let Some(effective) = effective_capabilities(&status) else { return Vec::new() };
     let in_effect = |bit: u32| effective >> bit & 1 == 1;
-    let has = |bit: u32| in_effect(bit) || bit == CAP_BPF.1 && in_effect(CAP_SYS_ADMIN);
+    let has =
+        |bit: u32| in_effect(bit) || [CAP_BPF.1, CAP_PERFMON.1].contains(&bit) && in_effect(CAP_SYS_ADMIN);
     needed.iter().filter(|&&(_, bit)| !has(bit)).map(|&(name, _)| name).collect()
 }
 

@@ -141,13 +141,13 @@ fn steerable(address: IpAddr, port: u16, protocol: u8) -> Result<Key, SteerError
 
 #[cfg(test)]
 mod tests {
-    use super::testing::without_capabilities;
+    use super::testing::with_capabilities;
     use super::*;
 
     /// Whoever lacks the privilege is told which.
     #[test]
     fn says_which_capability_is_missing() {
-        let (steering, way_back, guards) = without_capabilities(|| {
+        let (steering, way_back, guards) = with_capabilities(&[], || {
             (
                 Steering::new().map(drop).unwrap_err().to_string(),
                 WayBack::open().map(drop).unwrap_err().to_string(),
@@ -159,5 +159,29 @@ mod tests {
         assert!(way_back.ends_with("this process lacks CAP_NET_ADMIN; run it as root or give it these"));
         // To list what is not there needs no privilege.
         assert!(guards.is_ok(), "{guards:?}");
+    }
+
+    /// Root is not needed.
+    #[test]
+    fn few_capabilities_are_enough() {
+        const NET_ADMIN: u32 = 12;
+        const NET_RAW: u32 = 13;
+        const PERFMON: u32 = 38;
+        const BPF: u32 = 39;
+        let load = || -> Result<(), SteerError> {
+            let steering = Steering::new()?;
+            steering.dry_run()?;
+            Guard::new(&steering, std::time::Duration::ZERO).map(drop)
+        };
+        with_capabilities(&[NET_ADMIN, NET_RAW, PERFMON, BPF], load).unwrap();
+        for (bits, lacking) in [
+            ([NET_ADMIN, NET_RAW, BPF], "load a BPF program: this process lacks CAP_PERFMON;"),
+            ([NET_ADMIN, PERFMON, BPF], "open an AF_XDP socket: this process lacks CAP_NET_RAW;"),
+            ([NET_ADMIN, NET_RAW, PERFMON], "make a BPF map: this process lacks CAP_BPF;"),
+            ([NET_RAW, PERFMON, BPF], "make a BPF map: this process lacks CAP_NET_ADMIN;"),
+        ] {
+            let refused = with_capabilities(&bits, load).unwrap_err().to_string();
+            assert!(refused.contains(lacking), "{refused}");
+        }
     }
 }
