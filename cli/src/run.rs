@@ -119,7 +119,9 @@ fn overrides(args: Args) -> Overrides {
 fn list_devices() {
     eprintln!("uvs: no device to take frames from: name one with --interface, or several, or all");
     match devices::usable() {
-        Ok(devices) if devices.is_empty() => eprintln!("this network namespace has no Ethernet device that is up"),
+        Ok(devices) if devices.is_empty() => {
+            eprintln!("this network namespace has no Ethernet device that is up")
+        }
         Ok(devices) => {
             eprintln!("usable devices:");
             for device in devices {

@@ -13,11 +13,17 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { bit: 12, name: "CAP_NET_ADMIN", purpose: "attach the steering program and the guard" },
     Need { bit: 13, name: "CAP_NET_RAW", purpose: "open AF_XDP sockets" },
-    Need { bit: 39, name: "CAP_BPF", purpose: "load the steering program" },
+    Need {
+        bit: PERFMON,
+        name: "CAP_PERFMON",
+        purpose: "let the steering program read headers of any length",
+    },
+    Need { bit: BPF, name: "CAP_BPF", purpose: "load the steering program" },
 ];
 
-/// `CAP_SYS_ADMIN` includes what `CAP_BPF` was split from.
+/// `CAP_SYS_ADMIN` includes what `CAP_BPF` and `CAP_PERFMON` were split from.
 const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
 /// The capabilities this process lacks, as one sentence.
@@ -53,7 +59,7 @@ fn check_set(set: u64) -> Result<(), Missing> {
     let has = |bit: u32| set >> bit & 1 == 1;
     let missing: Vec<_> = NEEDS
         .iter()
-        .filter(|need| !(has(need.bit) || need.bit == BPF && has(SYS_ADMIN)))
+        .filter(|need| !(has(need.bit) || [BPF, PERFMON].contains(&need.bit) && has(SYS_ADMIN)))
         .map(|need| (need.name, need.purpose))
         .collect();
     if missing.is_empty() { Ok(()) } else { Err(Missing(missing)) }
@@ -67,7 +73,7 @@ mod tests {
     fn root_lacks_nothing_and_nobody_everything() {
         assert_eq!(check_set(u64::MAX), Ok(()));
         let sentence = check_set(0).unwrap_err().to_string();
-        for name in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"] {
+        for name in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON", "CAP_BPF"] {
             assert!(sentence.contains(name), "{sentence}");
         }
     }
@@ -75,7 +81,7 @@ mod tests {
     #[test]
     fn sys_admin_stands_in_for_bpf() {
         assert_eq!(check_set(1 << 12 | 1 << 13 | 1 << 21), Ok(()));
-        assert_eq!(check_set(1 << 12 | 1 << 39).unwrap_err().0.len(), 1);
+        assert_eq!(check_set(1 << 12 | 1 << 38 | 1 << 39).unwrap_err().0.len(), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The programs of steering, run by the kernel over frames (`BPF_PROG_TEST_RUN`). Needs `CAP_BPF` and `CAP_NET_ADMIN`.
+//! The programs of steering, run by the kernel over frames (`BPF_PROG_TEST_RUN`). Needs root.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
