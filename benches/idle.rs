@@ -1,14 +1,16 @@
 //! What a director costs while nothing happens, and how soon it wakes.
 //!
-//! Prints two figures: the share of a core the workers use in five quiet seconds, and the time from a client's `send` to the
-//! moment the worker looks at the frame, once with the worker asleep, once with it awake. The frames go the real way: a
-//! socket of a namespace, a veth pair, the steering program, an AF_XDP socket. Needs root.
+//! `idle/cpu`: the share of a core that `uvs run` with three devices, all its threads together, uses in five quiet seconds.
+//! `idle/latency/…`: from a client's `send` to the moment the worker looks at the frame, with the worker asleep and with it
+//! awake. The frames go the real way: a socket of a namespace, a veth pair, the steering program, an AF_XDP socket. Needs
+//! root.
 
 use nix::time::{ClockId, clock_gettime};
 use std::error::Error;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -16,14 +18,18 @@ use std::time::{Duration, Instant};
 use uvs_conntrack::Tick;
 use uvs_engine::link::Device;
 use uvs_engine::link::xdp::Options;
+use uvs_engine::nexthop::NextHops;
 use uvs_engine::steer::{Steering, WantedMode};
-use uvs_engine::worker::{Crew, Notices, Process, Running, Seat};
+use uvs_engine::worker::{Crew, Notices, Process as Judge, Seat};
 use uvs_engine::{Config, Packet, PortId, Reason, Snapshot, Verdict};
-use uvs_lab::{Plan, Topology};
+use uvs_lab::{Plan, Process, Topology};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 const QUIET: Duration = Duration::from_secs(5);
+/// How long what a start leaves behind may take to quiet down.
+const SETTLING: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(10);
 const WAKES: usize = 500;
 const PORT: u16 = 4242;
 const UDP: u8 = 17;
@@ -32,24 +38,55 @@ fn main() -> Result<(), Failure> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
+    println!("idle/cpu: {:.2} % of a core", idle()?);
+    latency()
+}
+
+/// Percent of a core that a director uses while nothing comes.
+fn idle() -> Result<f64, Failure> {
+    let topology = Topology::build(&Plan::default())?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uvs"));
+    command.arg("run");
+    for device in topology.director_devices() {
+        command.args(["--interface", &device]);
+    }
+    let mut director = Process::start(&topology.director, &mut command)?;
+    director.wait_for_line("ready", LIMIT)?;
+    thread::sleep(SETTLING);
+    let (start, used) = (Instant::now(), processor_time(director.id())?);
+    thread::sleep(QUIET);
+    let share = (processor_time(director.id())? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
+    director.terminate()?;
+    Ok(share)
+}
+
+/// Processor time of all threads of a process so far.
+fn processor_time(process: u32) -> Result<Duration, Failure> {
+    let mut time = Duration::ZERO;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        let line = fs::read_to_string(task?.path().join("schedstat"))?;
+        let nanoseconds = line.split_whitespace().next().ok_or("schedstat is empty")?;
+        time += Duration::from_nanos(nanoseconds.parse()?);
+    }
+    Ok(time)
+}
+
+/// Prints how long a frame waits for the worker's look.
+fn latency() -> Result<(), Failure> {
     let topology = Topology::build(&Plan { servers: 0, ..Plan::default() })?;
-    let like = IpAddr::from(Ipv4Addr::UNSPECIFIED);
-    let there = SocketAddr::from((topology.director_address(like), PORT));
+    let there = SocketAddr::from((topology.director_address(Ipv4Addr::UNSPECIFIED.into()), PORT));
     let seen = Arc::new(AtomicU64::new(0));
     let mut steering = Steering::new()?;
     steering.add_service(there.ip(), PORT, UDP)?;
-
-    let (running, _attachment) = topology.director.run(|| {
+    let _working = topology.director.run(|| {
         let seat = Seat { port: PortId(0), device: Device::open("eth0")?, options: Options::default() };
         let crew = Crew::open(std::slice::from_ref(&seat), &[None])?;
         let sockets: Vec<_> = crew.lanes().iter().map(|lane| (lane.queue, lane.probe.as_fd())).collect();
         let attachment = steering.attach(seat.device.index, WantedMode::Auto, &sockets)?;
-        let config = Config::new(Snapshot::empty(Arc::default()));
+        let config = Config::new(Snapshot::empty(NextHops::new(1)));
         let watcher = |_| (Watcher { seen: seen.clone() }, Box::new(|_: &[&[u8]]| false) as _);
         Ok::<_, Failure>((crew.start(&config, &Notices::new()?, watcher)?, attachment))
     })??;
-
-    println!("idle/cpu: {:.2} % of a core", idle(&running)?);
     let socket = topology.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
     socket.connect(there)?;
     for (what, pause) in [("asleep", Duration::from_millis(20)), ("awake", Duration::ZERO)] {
@@ -59,32 +96,6 @@ fn main() -> Result<(), Failure> {
         println!("idle/latency/{what}: median {median:?}, 99 % {most:?}, worst {worst:?}");
     }
     Ok(())
-}
-
-/// Percent of a core that the workers use while nothing comes.
-fn idle(running: &Running) -> Result<f64, Failure> {
-    let slept = || running.tallies().map(|(tally, _)| tally.slept()).sum::<u64>();
-    let before = slept();
-    while slept() < before + 2 {
-        thread::sleep(Duration::from_millis(1));
-    }
-    let (start, used) = (Instant::now(), worker_time()?);
-    thread::sleep(QUIET);
-    Ok((worker_time()? - used).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
-}
-
-/// Processor time of all worker threads so far.
-fn worker_time() -> Result<Duration, Failure> {
-    let mut time = Duration::ZERO;
-    for task in fs::read_dir("/proc/self/task")? {
-        let task = task?.path();
-        if fs::read_to_string(task.join("comm"))?.starts_with("uvs-worker") {
-            let line = fs::read_to_string(task.join("schedstat"))?;
-            let nanoseconds = line.split_whitespace().next().ok_or("schedstat is empty")?;
-            time += Duration::from_nanos(nanoseconds.parse()?);
-        }
-    }
-    Ok(time)
 }
 
 /// From a `send` after `pause` to the worker's look at the frame.
@@ -112,7 +123,7 @@ struct Watcher {
     seen: Arc<AtomicU64>,
 }
 
-impl Process for Watcher {
+impl Judge for Watcher {
     fn process(&mut self, _: &Snapshot, _: Tick, _: &mut [Packet<'_>], verdicts: &mut [Verdict]) {
         self.seen.store(u64::try_from(now().as_nanos()).unwrap_or(u64::MAX), Relaxed);
         verdicts.fill(Verdict::Drop(Reason::NoDestination));
