@@ -1,6 +1,6 @@
 //! `uvs check`: everything that is wrong with a configuration file.
 
-use crate::CANNOT_BEGIN;
+use crate::{CANNOT_BEGIN, say};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use uvs_control::config;
@@ -17,11 +17,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     match config::load(&args.file) {
         Ok(options) => {
             let servers: usize = options.services.iter().map(|(_, servers)| servers.len()).sum();
-            println!(
-                "{}: {} services, {servers} real servers, nothing wrong",
-                args.file.display(),
-                options.services.len()
-            );
+            let (file, services) = (args.file.display(), options.services.len());
+            say(&format!("{file}: {services} services, {servers} real servers, nothing wrong\n"));
             ExitCode::SUCCESS
         }
         Err(faults) => {

@@ -1,6 +1,6 @@
 //! `uvs guard`: what stands behind a director that died, and how to take it away.
 
-use crate::{CANNOT_BEGIN, Socket};
+use crate::{CANNOT_BEGIN, Socket, say};
 use clap::Subcommand;
 use std::process::ExitCode;
 use uvs_control::api::{Request, Response};
@@ -39,13 +39,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn status() -> anyhow::Result<ExitCode> {
     let standing = guard::status()?;
     if standing.is_empty() {
-        println!("no guard stands in this network namespace");
+        say("no guard stands in this network namespace\n");
     }
     for Standing { device, remaining, .. } in standing {
         match remaining {
-            Some(left) if left.is_zero() => println!("{device}: expired, lets everything pass"),
-            Some(left) => println!("{device}: drops for {} s unless a director renews it", left.as_secs()),
-            None => println!("{device}: stands; only root may see for how long"),
+            Some(left) if left.is_zero() => say(&format!("{device}: expired, lets everything pass\n")),
+            Some(left) => {
+                say(&format!("{device}: drops for {} s unless a director renews it\n", left.as_secs()));
+            }
+            None => say(&format!("{device}: stands; only root may see for how long\n")),
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -55,17 +57,17 @@ fn status() -> anyhow::Result<ExitCode> {
 fn off(socket: &Socket) -> anyhow::Result<ExitCode> {
     let client = socket.client();
     match client.ask(&Request::GuardOff) {
-        Ok(Response::Done) => println!("the running director keeps no guard until it starts again"),
+        Ok(Response::Done) => say("the running director keeps no guard until it starts again\n"),
         Ok(other) => return Err(client.unexpected(other).into()),
         Err(ClientError::NoDirector(_)) => {}
         Err(error) => return Err(error.into()),
     }
     let removed = guard::remove_all()?;
     for Standing { device, .. } in &removed {
-        println!("{device}: guard removed");
+        say(&format!("{device}: guard removed\n"));
     }
     if removed.is_empty() {
-        println!("no guard stands in this network namespace");
+        say("no guard stands in this network namespace\n");
     }
     Ok(ExitCode::SUCCESS)
 }

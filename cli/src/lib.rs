@@ -12,7 +12,7 @@ mod status;
 
 use clap::{Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use uvs_control::client::Client;
@@ -86,6 +86,11 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Ipvsadm { arguments } => as_ipvsadm(&arguments),
     }
+}
+
+/// Prints to standard output. That nobody reads on is no mistake.
+fn say(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 fn as_ipvsadm(arguments: &[OsString]) -> ExitCode {

@@ -120,7 +120,7 @@ fn list_devices() {
     eprintln!("uvs: no device to take frames from: name one with --interface, or several, or all");
     match devices::usable() {
         Ok(devices) if devices.is_empty() => {
-            eprintln!("this network namespace has no Ethernet device that is up")
+            eprintln!("this network namespace has no Ethernet device that is up");
         }
         Ok(devices) => {
             eprintln!("usable devices:");

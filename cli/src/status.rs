@@ -1,6 +1,6 @@
 //! `uvs status`: what a director is made of and how it fares.
 
-use crate::{CANNOT_BEGIN, Socket};
+use crate::{CANNOT_BEGIN, Socket, say};
 use std::fmt::Write;
 use std::process::ExitCode;
 use uvs_control::api::{Request, Response, Status};
@@ -24,10 +24,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     });
     match answer {
         Ok(status) if args.json => match serde_json::to_string_pretty(&status) {
-            Ok(text) => println!("{text}"),
+            Ok(text) => say(&format!("{text}\n")),
             Err(error) => eprintln!("uvs status: {error}"),
         },
-        Ok(status) => print!("{}", describe(&status)),
+        Ok(status) => say(&describe(&status)),
         Err(error) => {
             eprintln!("uvs status: {error}");
             return ExitCode::from(CANNOT_BEGIN);

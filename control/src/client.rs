@@ -17,7 +17,7 @@ pub enum ClientError {
     #[error("no director answers at {0}: start one with `uvs run --interface NAME`")]
     NoDirector(SocketPlace),
     /// The caller is not root.
-    #[error("only root may speak to the director")]
+    #[error("Permission denied (you must be root)")]
     NotRoot,
     /// Whoever listens is not root.
     #[error("whoever listens at {0} is not root, so it is not the director: find it with `ss -xlp`")]

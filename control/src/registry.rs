@@ -363,7 +363,7 @@ impl<A: Apply> Registry<A> {
             (!mark && spec.id.port() == 0, features.persistence, "services of every port (port 0)"),
         ] {
             if asked && !can {
-                return Err(Refusal::Unsupported(format!("this director does not forward {what}")));
+                return Err(Refusal::Unsupported(format!("this uvs does not support {what}")));
             }
         }
         Ok(())
@@ -371,7 +371,7 @@ impl<A: Apply> Registry<A> {
 
     fn check_method(&self, server: &ServerSpec) -> Result<(), Refusal> {
         if matches!(server.method, Method::Tunnel(_)) && !self.plane.features().tunnels {
-            return Err(Refusal::Unsupported("this director does not forward through tunnels (-i)".into()));
+            return Err(Refusal::Unsupported("this uvs does not support tunnels (-i)".into()));
         }
         Ok(())
     }

@@ -155,7 +155,7 @@ fn server_line(
 }
 
 /// Whose names a service's ports have; a service by mark counts as TCP.
-pub(super) fn port_names(id: &ServiceId) -> Option<Protocol> {
+fn port_names(id: &ServiceId) -> Option<Protocol> {
     match id {
         ServiceId::Address { protocol, .. } => Some(*protocol),
         ServiceId::Mark { .. } => Some(Protocol::Tcp),
