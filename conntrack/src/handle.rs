@@ -1,14 +1,14 @@
 //! One thread's access to the table: its lookups and its rhythm.
 
 use crate::allocator::Allocator;
-use crate::connection::{ConnId, Connection, Entry};
+use crate::connection::{Class, ConnId, Connection, Entry};
 use crate::flow::{Direction, Flow, Flow4, Flow6};
 use crate::index::{Reference, lowest};
 use crate::layout::Bucket;
-use crate::meta::Phase;
+use crate::meta::{Meta, Phase};
 use crate::stats::Counters;
 use crate::storage::{Storage, prefetch};
-use crate::sync::Relaxed;
+use crate::sync::{Acquire, Relaxed};
 use crate::table::{Table, TooManyHandles};
 use std::sync::Arc;
 
@@ -164,13 +164,16 @@ impl<S: Storage> Handle<S> {
 
     #[inline]
     pub(crate) fn prefetch_entry(&self, reference: Reference) {
-        match self.table.entry(reference.id()) {
-            Some(Entry::Narrow(narrow, _)) => prefetch(narrow),
-            Some(Entry::Wide(wide)) => {
-                prefetch(wide);
-                prefetch(&wide.addresses);
+        let id = reference.id();
+        let (storage, number) = (&self.table.storage, id.number() as usize);
+        match id.class() {
+            Class::Narrow => storage.narrow().get(number).into_iter().for_each(prefetch),
+            Class::Wide => {
+                if let Some(wide) = storage.wide().get(number) {
+                    prefetch(wide);
+                    prefetch(&wide.addresses);
+                }
             }
-            None => {}
         }
     }
 
@@ -201,9 +204,10 @@ impl<S: Storage> Handle<S> {
     #[inline]
     fn matches4(&self, reference: Reference, flow: &Flow4) -> Option<Hit> {
         let id = reference.id();
-        let Entry::Narrow(narrow, _) = self.table.entry(id)? else {
-            return self.matches6(reference, &flow.mapped(), true);
-        };
+        if id.class() == Class::Wide {
+            return self.matches_mapped(reference, flow);
+        }
+        let narrow = self.table.storage.narrow().get(id.number() as usize)?;
         let direction = reference.direction();
         let at = direction.index();
         let differs = narrow.addresses[at].load(Relaxed) ^ flow.addresses
@@ -211,8 +215,14 @@ impl<S: Storage> Handle<S> {
         if differs != 0 {
             return None;
         }
-        let meta = Entry::Narrow(narrow, self.table.storage.cold().first()?).meta();
+        let meta = Meta(narrow.head.meta.load(Acquire));
         (meta.phase() == Phase::Live && meta.protocol() == flow.protocol).then_some(Hit { id, direction })
+    }
+
+    /// The IPv4 side of a wide entry.
+    #[cold]
+    fn matches_mapped(&self, reference: Reference, flow: &Flow4) -> Option<Hit> {
+        self.matches6(reference, &flow.mapped(), true)
     }
 
     #[inline]
@@ -246,8 +256,7 @@ impl<S: Storage> Handle<S> {
     /// Every connection and template at present, for listings. While it is walked nothing that ends is reused, so a listing
     /// of millions is better made by a thread of its own; connections made or ended meanwhile may or may not be seen.
     pub fn connections(&self) -> impl Iterator<Item = Connection<'_>> {
-        use crate::connection::Class::{Narrow, Wide};
-        let all = self.table.touched(Narrow).chain(self.table.touched(Wide));
+        let all = self.table.touched(Class::Narrow).chain(self.table.touched(Class::Wide));
         all.filter_map(|id| self.table.connection(id)).filter(|connection| connection.meta().is_live())
     }
 

@@ -112,6 +112,10 @@ impl<S: Storage> Handle<S> {
     /// points of all handles: who inserts many thousands at once passes one every hundred.
     pub fn insert(&mut self, new: &NewConnection, now: Tick) -> Result<Inserted, TableFull> {
         let hash = self.hash(&new.client);
+        self.prefetch(hash);
+        if new.index_reply {
+            self.prefetch(self.hash(&new.real));
+        }
         loop {
             let id = self.prepare(new, now)?;
             let reference = Reference::new(id, Direction::In);

@@ -313,11 +313,12 @@ fn a_template_removed_is_found_no_more_but_stays_for_its_connections() {
 
 #[test]
 fn the_index_grows_with_its_connections_and_loses_none() {
+    const COUNT: u16 = if cfg!(miri) { 60 } else { 2000 };
     let limits = Limits { first_buckets: 4, ..limits(2000) };
     let table = Table::on_heap(limits).expect("a small table");
     let mut handle = table.handle().expect("the first handle");
     let before = table.stats().buckets;
-    for n in 0..2000_u16 {
+    for n in 0..COUNT {
         handle.insert(&v4(n.into()), NOW).expect("room");
         handle.insert(&v6(n), NOW).expect("room");
         if n % 4 == 0 {
@@ -334,7 +335,8 @@ fn the_index_grows_with_its_connections_and_loses_none() {
     }
     let stats = table.stats();
     assert!(!stats.growing);
-    assert!(stats.buckets > before * 100 && stats.moved > 0, "{stats:?}");
+    let slots_per_bucket = 4 * u64::from(COUNT) / stats.buckets;
+    assert!(slots_per_bucket <= 8 && stats.buckets > before && stats.moved > 0, "{stats:?}");
     let all = |n: u16| [v4(n.into()).client, v4(n.into()).real, v6(n).client, v6(n).real];
-    assert!((0..2000).all(|n| all(n).iter().all(|flow| handle.find(flow).is_some())));
+    assert!((0..COUNT).all(|n| all(n).iter().all(|flow| handle.find(flow).is_some())));
 }
