@@ -35,7 +35,7 @@ pub(super) struct Plane {
     pub(super) report: Report,
     /// The guard, and how long it may outlive this process.
     pub(super) guard: Option<(Guard, Duration)>,
-    members: HashMap<(ServiceKey, SocketAddr), Member>,
+    members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
     lingering: Vec<Lingering>,
     averages: HashMap<ServiceKey, Averages>,
     generation: u64,
@@ -93,7 +93,10 @@ impl Plane {
             let view = service.view();
             let averages = self.averages.entry(view.key).or_default();
             averages.service.update(&counters(&view.traffic));
-            averages.servers.retain(|address, _| self.members.contains_key(&(view.key, *address)));
+            let members = self.members.get(&view.key);
+            averages
+                .servers
+                .retain(|address, _| members.is_some_and(|members| members.contains_key(address)));
             for server in &view.destinations {
                 averages.servers.entry(server.config.address).or_default().update(&counters(&server.traffic));
             }
@@ -211,11 +214,8 @@ impl Apply for Plane {
 
     fn delete_service(&mut self, id: &ServiceId) {
         let Some(key) = key(id) else { return };
-        let members: Vec<_> = self.members.keys().filter(|(service, _)| *service == key).copied().collect();
-        for name in members {
-            if let Some(member) = self.members.remove(&name) {
-                self.linger(key, name.1, member);
-            }
+        for (address, member) in self.members.remove(&key).unwrap_or_default() {
+            self.linger(key, address, member);
         }
         self.take_out(key);
         complain(self.steering.remove_service(key.address, key.port, key.protocol));
@@ -230,8 +230,8 @@ impl Apply for Plane {
             service.delete(server.address, super::now()).map_err(refusal)?;
             return Err(failed(&error));
         }
-        self.members
-            .insert((service.key(), server.address), Member { id: destination, method: config.method });
+        let member = Member { id: destination, method: config.method };
+        self.members.entry(service.key()).or_default().insert(server.address, member);
         self.kernel.server_added(server.address.ip());
         Ok(())
     }
@@ -239,20 +239,23 @@ impl Apply for Plane {
     fn edit_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
         let service = self.service(id)?;
         let config = destination(server)?;
-        let name = (service.key(), server.address);
-        let member = *self.members.get(&name).ok_or(Refusal::NoSuchServer)?;
+        let (key, address) = (service.key(), server.address);
+        let member = self.members.get(&key).and_then(|members| members.get(&address)).copied();
+        let member = member.ok_or(Refusal::NoSuchServer)?;
         if member.method != config.method {
-            self.steer_server(name.0, name.1, config.method).map_err(|error| failed(&error))?;
-            self.kernel.server_added(server.address.ip());
-            self.linger(name.0, name.1, member);
-            self.members.insert(name, Member { method: config.method, ..member });
+            self.steer_server(key, address, config.method).map_err(|error| failed(&error))?;
+            self.kernel.server_added(address.ip());
+            self.linger(key, address, member);
+            let edited = Member { method: config.method, ..member };
+            self.members.entry(key).or_default().insert(address, edited);
         }
         service.edit(&config).map_err(refusal)
     }
 
     fn delete_server(&mut self, id: &ServiceId, server: SocketAddr) {
         let Ok(service) = self.service(id) else { return };
-        if let Some(member) = self.members.remove(&(service.key(), server)) {
+        if let Some(member) = self.members.get_mut(&service.key()).and_then(|members| members.remove(&server))
+        {
             self.linger(service.key(), server, member);
         }
         if let Err(error) = service.delete(server, super::now()) {
@@ -312,8 +315,9 @@ impl Apply for Plane {
             return self.take_guard_down().map_err(|error| failed(&error)).into();
         }
         let guarded = self.guard.is_some();
+        let servers = self.members.values().map(HashMap::len).sum();
         let (snapshot, counters) = (self.config.load(), self.destinations.counters());
-        self.report.answer(&request, &snapshot, counters, self.members.len(), guarded)
+        self.report.answer(&request, &snapshot, counters, servers, guarded)
     }
 }
 
