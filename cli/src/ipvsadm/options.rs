@@ -329,3 +329,51 @@ pub(super) const SWITCHES: [SwitchRow; 59] = {
         (None, "json", Bare, Plain(Opt::Json)),
     ]
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_agree_with_themselves() {
+        for (number, (option, name)) in OPTIONS.iter().enumerate() {
+            assert_eq!(*option as usize, number, "{name} is out of its place");
+        }
+        for (letter, long, ..) in SWITCHES {
+            let same = |(other, ..): &&SwitchRow| letter.is_some() && *other == letter;
+            assert!(SWITCHES.iter().filter(same).count() <= 1, "-{letter:?} has two meanings");
+            let named = SWITCHES.iter().filter(|(_, other, ..)| *other == long);
+            assert!(named.count() == 1 || long == "list", "--{long} has two meanings");
+        }
+    }
+
+    #[test]
+    fn options_stand_once_and_where_they_may() {
+        let given = |options: &[Opt]| {
+            let mut given = Given::default();
+            options.iter().try_for_each(|option| given.note(*option)).map(|()| given)
+        };
+        for (verb, options, complaint) in [
+            (Verb::List, &[Opt::Numeric, Opt::Stats, Opt::Rate][..], None),
+            (Verb::List, &[Opt::Numeric, Opt::Numeric], Some("multiple 'numeric' options specified")),
+            (
+                Verb::Flush,
+                &[Opt::Exact, Opt::Scheduler],
+                Some("Illegal 'scheduler' option with the 'flush' command"),
+            ),
+            (
+                Verb::AddServer,
+                &[Opt::Weight],
+                Some("You need to supply the 'service-address' option for the 'add-server' command"),
+            ),
+            (
+                Verb::List,
+                &[Opt::Timeout, Opt::Connection],
+                Some("The option 'timeout' conflicts with the 'connection' option in the 'list' command"),
+            ),
+        ] {
+            let found = given(options).and_then(|given| given.check(verb)).err();
+            assert_eq!(found.as_deref(), complaint, "{verb:?} {options:?}");
+        }
+    }
+}
