@@ -26,10 +26,35 @@ pub struct Hop {
     pub mac: Mac,
 }
 
+/// A next hop in one word, which a register holds and one load reads whole. From the lowest byte: the link-layer address,
+/// last byte first; the port in bits 48–61; whether it was used in bit 62; bit 63 is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HopWord(u64);
+
+impl HopWord {
+    /// The device that frames leave by.
+    #[inline]
+    pub(crate) fn port(self) -> PortId {
+        let [a, b, ..] = self.0.to_be_bytes();
+        PortId(u16::from_be_bytes([a & 0x3f, b]))
+    }
+
+    /// The link-layer address that they are sent to.
+    #[inline]
+    pub(crate) fn mac(self) -> Mac {
+        let [_, _, mac @ ..] = self.0.to_be_bytes();
+        mac
+    }
+
+    fn hop(self) -> Hop {
+        Hop { port: self.port(), mac: self.mac() }
+    }
+}
+
 /// Link-layer addresses of next hops: a bounded array that the control thread writes and every worker reads.
 #[derive(Debug)]
 pub struct NextHops {
-    /// Bits 0–47: the address as it lies in memory; 48–61: the port; 62: used; 63: resolved.
+    /// Each a [`HopWord`], or zero.
     words: Box<[AtomicU64]>,
 }
 
@@ -58,19 +83,19 @@ impl NextHops {
     }
 
     /// The next hop, unless its link-layer address is not known.
-    #[inline]
     pub fn get(&self, id: HopId) -> Option<Hop> {
+        self.word(id).map(HopWord::hop)
+    }
+
+    /// The same, as it is kept.
+    #[inline]
+    pub(crate) fn word(&self, id: HopId) -> Option<HopWord> {
         let place = self.words.get(usize::from(id.0))?;
         let word = place.load(Relaxed);
-        if word & RESOLVED == 0 {
-            return None;
-        }
-        if word & USED == 0 {
+        if word & (RESOLVED | USED) == RESOLVED {
             place.fetch_or(USED, Relaxed);
         }
-        let [a, b, c, d, e, f, high, low] = word.to_be_bytes();
-        let port = PortId(u16::from_be_bytes([a & 0x3f, b]));
-        Some(Hop { port, mac: [c, d, e, f, high, low] })
+        (word & RESOLVED != 0).then_some(HopWord(word))
     }
 
     /// Gives the next hop a link-layer address.

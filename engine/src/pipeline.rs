@@ -22,9 +22,8 @@ use std::sync::Arc;
 use track::Tracker;
 use uvs_conntrack::{SharedHandle, Tick};
 
-/// Chunks of connections looked at for expiry between two batches. With a batch every ten milliseconds at least, all that
-/// are due are seen in time.
-const SWEEP: usize = 2;
+/// Chunks of 64 connections looked at for expiry in one tick: four hundred thousand connections in a second.
+const SWEEP: usize = 64;
 
 /// Ticks between two looks at all connections for expiry, of a worker that falls asleep again and again.
 const SWEEP_ALL_TICKS: i32 = 10;
@@ -42,25 +41,30 @@ pub struct View<'a> {
 #[derive(Debug)]
 pub struct Pipeline {
     tracker: Tracker,
-    stage: Vec<Staged>,
-    /// When all connections were last looked at for expiry.
+    stage: Box<[Staged; BATCH]>,
+    /// When connections were last looked at for expiry.
     swept: Tick,
+    /// When all of them were.
+    swept_all: Tick,
 }
 
 /// A frame between two stages.
-#[derive(Debug)]
-enum Staged {
-    /// Its connection is to be looked up, by this hash.
-    Flow(Parsed, u64),
-    /// It is not TCP or UDP, or not ours, or not whole.
-    Settled(Verdict),
+#[derive(Clone, Copy, Debug, Default)]
+struct Staged {
+    /// What its headers say, if its verdict is still open.
+    parsed: Parsed,
+    /// Its flow's hash.
+    hash: u64,
+    /// The verdict of a frame that is not TCP or UDP, or not ours, or not whole.
+    settled: Option<Verdict>,
 }
 
 impl Pipeline {
     /// A pipeline on the connection table of `handle`.
     pub fn new(handle: SharedHandle, destinations: Arc<Destinations>, counters: Arc<WorkerCounters>) -> Self {
         let tracker = Tracker::new(handle, destinations, counters);
-        Pipeline { tracker, stage: Vec::with_capacity(BATCH), swept: Tick::default() }
+        let stage = Box::new([Staged::default(); BATCH]);
+        Pipeline { tracker, stage, swept: Tick::default(), swept_all: Tick::default() }
     }
 
     /// This worker's counters.
@@ -79,35 +83,36 @@ impl Pipeline {
 
     fn batch(&mut self, view: &View<'_>, packets: &mut [Packet<'_>], verdicts: &mut [Verdict]) {
         let ports = &view.snapshot.ports;
-        self.stage.clear();
-        for packet in packets.iter() {
+        for (packet, staged) in packets.iter().zip(self.stage.iter_mut()) {
             let port = ports.get(usize::from(packet.port().0));
-            self.stage.push(match parse::parse(packet, port) {
-                Ok(parsed) => {
-                    let hash = self.tracker.hash(&parsed.flow);
-                    Staged::Flow(parsed, hash)
-                }
-                Err(verdict) => Staged::Settled(verdict),
-            });
-        }
-        for staged in &self.stage {
-            if let Staged::Flow(_, hash) = staged {
-                self.tracker.prefetch(*hash);
+            staged.settled = parse::parse(packet, port, &mut staged.parsed).err();
+            if staged.settled.is_none() {
+                staged.hash = self.tracker.hash(&staged.parsed.flow);
             }
         }
-        for ((packet, verdict), staged) in packets.iter_mut().zip(verdicts).zip(&self.stage) {
-            *verdict = match staged {
-                Staged::Flow(parsed, hash) => self.tracker.judge(view, packet, parsed, *hash),
-                Staged::Settled(verdict) => *verdict,
-            };
-            self.count(*verdict);
+        for staged in &self.stage[..packets.len()] {
+            if staged.settled.is_none() {
+                self.tracker.prefetch(staged.hash);
+            }
         }
+        let mut transmitted = 0;
+        for ((packet, verdict), staged) in packets.iter_mut().zip(verdicts).zip(self.stage.iter()) {
+            *verdict = match staged.settled {
+                None => self.tracker.judge(view, packet, &staged.parsed, staged.hash),
+                Some(verdict) => verdict,
+            };
+            match *verdict {
+                Verdict::Transmit(_) => transmitted += 1,
+                other => self.count(other),
+            }
+        }
+        self.tracker.counters.count(Event::Received, packets.len() as u64);
+        self.tracker.counters.count(Event::Transmitted, transmitted);
     }
 
-    #[inline]
+    #[cold]
     fn count(&self, verdict: Verdict) {
         let counters = &self.tracker.counters;
-        counters.count(Event::Received, 1);
         match verdict {
             Verdict::Transmit(_) => counters.count(Event::Transmitted, 1),
             Verdict::ToKernel => counters.count(Event::ToKernel, 1),
@@ -116,17 +121,21 @@ impl Pipeline {
         }
     }
 
-    /// Between two batches: no connection of the last one is held any more, and some of those whose time is over end.
+    /// Between two batches: no connection of the last one is held any more, and once in a tick some of those whose
+    /// time is over end.
     pub fn between(&mut self, now: Tick) {
         self.tracker.handle.quiescent();
-        self.tracker.sweep(now, SWEEP);
+        if now != self.swept {
+            self.swept = now;
+            self.tracker.sweep(now, SWEEP);
+        }
     }
 
     /// The worker is about to sleep: every connection whose time is over ends, unless that was seen to a moment ago, and
     /// the connection table does not wait for this worker until the next [`Pipeline::between`].
     pub fn sleep(&mut self, now: Tick) {
-        if !(0..SWEEP_ALL_TICKS).contains(&now.since(self.swept)) {
-            self.swept = now;
+        if !(0..SWEEP_ALL_TICKS).contains(&now.since(self.swept_all)) {
+            self.swept_all = now;
             self.tracker.sweep(now, usize::MAX);
         }
         self.tracker.handle.sleep();

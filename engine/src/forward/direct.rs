@@ -15,12 +15,12 @@ pub(crate) fn pass(packet: &mut Packet<'_>, parsed: &Parsed) -> bool {
     let frame = packet.frame_mut();
     match &parsed.flow {
         Flow::V4(flow) => {
-            if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network) {
+            if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
                 header.forward(flow.addresses);
             }
         }
         Flow::V6(flow) => {
-            if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network) {
+            if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
                 header.forward(&flow.addresses);
             }
         }

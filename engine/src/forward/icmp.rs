@@ -61,17 +61,17 @@ pub(crate) fn report(packet: &mut Packet<'_>, parsed: &Parsed, report: Report) -
         Flow::V6(_) => (ipv6::HEADER_LEN, MAX_LEN_V6),
     };
     let added = header + icmp::HEADER_LEN;
-    packet.truncate(parsed.network + parsed.packet_len.min(max - added));
+    packet.truncate(parsed.network() + parsed.packet_len().min(max - added));
     if !packet.grow_front(added) {
         return Err(Error::Truncated);
     }
     let frame = packet.frame_mut();
-    frame.copy_within(added..added + parsed.network, 0);
+    frame.copy_within(added..added + parsed.network(), 0);
     let mut ethernet = Ethernet::parse_mut(frame)?;
     let (asker, own) = (ethernet.source(), ethernet.destination());
     ethernet.set_addresses(asker, own);
 
-    let start = parsed.network + header;
+    let start = parsed.network() + header;
     let v4 = matches!(parsed.flow, Flow::V4(_));
     Icmp::parse_mut(frame, start)?.emit(report.message(v4), report.mtu());
     let length = frame.len() - start;
@@ -79,13 +79,13 @@ pub(crate) fn report(packet: &mut Packet<'_>, parsed: &Parsed, report: Report) -
     let sum = match parsed.flow {
         Flow::V4(flow) => {
             let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;
-            let mut ip = Ipv4::parse_mut(frame, parsed.network)?;
+            let mut ip = Ipv4::parse_mut(frame, parsed.network())?;
             ip.emit(flow.destination(), flow.source(), protocol::ICMP, TTL, payload);
             sum
         }
         Flow::V6(flow) => {
             let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;
-            let mut ip = Ipv6::parse_mut(frame, parsed.network)?;
+            let mut ip = Ipv6::parse_mut(frame, parsed.network())?;
             ip.emit(flow.destination(), flow.source(), protocol::ICMPV6, TTL, payload);
             sum.plus(Sum::pseudo6(&flow.reversed().addresses, protocol::ICMPV6, u32::from(payload)))
         }

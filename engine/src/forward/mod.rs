@@ -6,7 +6,7 @@ pub(crate) mod nat;
 pub(crate) mod partial;
 
 use crate::batch::Packet;
-use crate::nexthop::Hop;
+use crate::nexthop::HopWord;
 use crate::packet::ethernet::{self, Ethernet};
 use crate::pipeline::Parsed;
 use crate::snapshot::Port;
@@ -61,15 +61,15 @@ impl Method {
 /// Addresses the frame to its next hop and says where it leaves. A tag stays on a frame that leaves by the device it came
 /// from, and is taken off otherwise: the VLAN is the ingress link's business.
 #[inline]
-pub(crate) fn send(packet: &mut Packet<'_>, parsed: &Parsed, hop: Hop, egress: &Port) -> Verdict {
-    if parsed.is_tagged() && packet.port() != hop.port {
+pub(crate) fn send(packet: &mut Packet<'_>, parsed: &Parsed, hop: HopWord, egress: &Port) -> Verdict {
+    if parsed.is_tagged() && packet.port() != hop.port() {
         strip_tag(packet);
     }
     match Ethernet::parse_mut(packet.frame_mut()) {
-        Ok(mut header) => header.set_addresses(hop.mac, egress.mac),
+        Ok(mut header) => header.set_addresses(hop.mac(), egress.mac),
         Err(_) => return Verdict::Drop(Reason::Truncated),
     }
-    Verdict::Transmit(hop.port)
+    Verdict::Transmit(hop.port())
 }
 
 /// Takes the tag off; both addresses are to be written anew.

@@ -12,27 +12,27 @@ use uvs_conntrack::Flow;
 #[inline]
 pub(crate) fn is_unfinished(frame: &[u8], parsed: &Parsed) -> bool {
     let Some(field) = field(frame, parsed) else { return false };
-    parsed.kind == Kind::Whole && checksum::is_partial(field, pseudo(&parsed.flow, parsed.transport_len))
+    parsed.kind == Kind::Whole && checksum::is_partial(field, pseudo(&parsed.flow, parsed.transport_len()))
 }
 
 /// Computes the frame's transport checksum over all its parts; its headers say `flow` by now.
 pub(crate) fn finish(packet: &mut Packet<'_>, parsed: &Parsed, flow: &Flow) {
     let frame = packet.frame();
     let Some(field) = field(frame, parsed) else { return };
-    let first = &frame[parsed.transport..];
-    let mut left = parsed.transport_len;
+    let first = &frame[parsed.transport()..];
+    let mut left = parsed.transport_len();
     let parts = std::iter::once(first).chain(packet.rest().iter().copied()).map(|part| {
         let part = &part[..part.len().min(left)];
         left -= part.len();
         part
     });
-    let checksum = checksum::complete(pseudo(flow, parsed.transport_len), field, parts);
+    let checksum = checksum::complete(pseudo(flow, parsed.transport_len()), field, parts);
     let frame = packet.frame_mut();
     if flow.protocol() == protocol::TCP {
-        if let Ok(mut tcp) = Tcp::parse_mut(frame, parsed.transport) {
+        if let Ok(mut tcp) = Tcp::parse_mut(frame, parsed.transport()) {
             tcp.set_checksum(checksum);
         }
-    } else if let Ok(mut udp) = Udp::parse_mut(frame, parsed.transport) {
+    } else if let Ok(mut udp) = Udp::parse_mut(frame, parsed.transport()) {
         udp.set_checksum(checksum);
     }
 }
@@ -43,7 +43,7 @@ fn field(frame: &[u8], parsed: &Parsed) -> Option<u16> {
         protocol::TCP => tcp::field::CHECKSUM.start,
         _ => udp::field::CHECKSUM.start,
     };
-    let bytes = frame.get(parsed.transport + at..)?.first_chunk()?;
+    let bytes = frame.get(parsed.transport() + at..)?.first_chunk()?;
     Some(u16::from_ne_bytes(*bytes))
 }
 

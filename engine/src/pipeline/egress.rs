@@ -7,46 +7,41 @@ use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::{self, Method, direct, nat, partial};
-use crate::nexthop::{Cached, Hop, Resolved};
-use crate::snapshot::Port;
+use crate::nexthop::{Cached, HopWord, Resolved};
 use crate::verdict::{Reason, Verdict};
 use std::net::IpAddr;
 use uvs_conntrack::{Connection, Direction, Flow};
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Way<'a> {
+pub(super) enum Way {
     /// To a neighbour.
-    Hop(Hop, &'a Port),
+    Hop(HopWord),
     /// To this host itself.
     Local,
 }
 
-impl<'a> Way<'a> {
-    /// The way of a connection's packets that arrive travelling in `direction`, as the connection remembers it or the
-    /// routes say. A verdict when there is none now.
+impl Way {
+    /// The way of a connection's packets that arrive travelling in `direction`, if the connection remembers it and it still
+    /// holds.
     #[inline]
-    pub(super) fn of(
-        view: &View<'a>,
+    pub(super) fn remembered(
+        view: &View<'_>,
+        connection: &Connection<'_>,
+        direction: Direction,
+    ) -> Option<Self> {
+        let snapshot = view.snapshot;
+        let id = snapshot.routes.cached(Cached::from_word(connection.hop(direction)))?;
+        snapshot.hops.word(id).map(Way::Hop)
+    }
+
+    /// The same as the routes say, for the connection to remember. A verdict when there is no way now.
+    #[cold]
+    pub(super) fn ask(
+        view: &View<'_>,
         connection: &Connection<'_>,
         direction: Direction,
     ) -> Result<Self, Verdict> {
-        let snapshot = view.snapshot;
-        let remembered = snapshot.routes.cached(Cached::from_word(connection.hop(direction)));
-        match remembered.and_then(|id| snapshot.hops.get(id)) {
-            Some(hop) => Way::through(view, hop),
-            None => Way::ask(view, connection, direction),
-        }
-    }
-
-    #[inline]
-    fn through(view: &View<'a>, hop: Hop) -> Result<Self, Verdict> {
-        let port = view.snapshot.ports.get(usize::from(hop.port.0));
-        port.map_or(Err(Verdict::Drop(Reason::EgressNotOurs)), |port| Ok(Way::Hop(hop, port)))
-    }
-
-    #[cold]
-    fn ask(view: &View<'a>, connection: &Connection<'_>, direction: Direction) -> Result<Self, Verdict> {
         let (routes, hops) = (&view.snapshot.routes, &view.snapshot.hops);
         // A client's packet goes to whom the real server's would come from, and the other way round.
         let destination = connection.flow(direction.reversed()).source().ip();
@@ -57,10 +52,10 @@ impl<'a> Way<'a> {
             Resolved::NoRoute => return Err(Verdict::Drop(Reason::NoRoute)),
             Resolved::Elsewhere => return Err(Verdict::Drop(Reason::EgressNotOurs)),
         };
-        match (hops.get(id), routes.neighbour(destination)) {
+        match (hops.word(id), routes.neighbour(destination)) {
             (Some(hop), _) => {
                 connection.set_hop(direction, routes.cache(id).word());
-                Way::through(view, hop)
+                Ok(Way::Hop(hop))
             }
             (None, Some(neighbour)) => Err(Verdict::Hold(neighbour)),
             (None, None) => Err(Verdict::Drop(Reason::NoRoute)),
@@ -68,44 +63,75 @@ impl<'a> Way<'a> {
     }
 }
 
+/// A packet that goes no further, and what its sender is told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused {
+    pub(super) reason: Reason,
+    pub(super) report: Option<Report>,
+}
+
+impl From<Reason> for Refused {
+    fn from(reason: Reason) -> Self {
+        Refused { reason, report: None }
+    }
+}
+
 impl Tracker {
-    /// Rewrites the packet by `method` to the flow `to` and sends it.
+    /// Rewrites the packet as its connection's and sends it.
     #[inline]
     pub(super) fn forward(
-        &mut self,
+        &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        method: Method,
-        to: &Flow,
-        way: Way<'_>,
-    ) -> Verdict {
-        let Way::Hop(hop, port) = way else { return self.deliver(packet, parsed, method, to) };
+        connection: &Connection<'_>,
+        direction: Direction,
+        way: Way,
+    ) -> Result<Verdict, Refused> {
+        let method = Method::of_flags(connection.meta().flags()).ok_or(Reason::DestinationGone)?;
+        let Way::Hop(hop) = way else {
+            let to = connection.flow(direction.reversed()).reversed();
+            return self.deliver(packet, parsed, method, &to);
+        };
+        let port = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         if parsed.hops_left <= 1 {
-            return self.refuse(view, packet, parsed, Reason::TtlExpired, Some(Report::TimeExceeded));
+            return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
         }
-        if parsed.packet_len > port.mtu as usize {
-            let report = parsed.must_not_be_fragmented(packet.frame()).then_some(Report::TooBig(port.mtu));
-            return self.refuse(view, packet, parsed, Reason::TooBig, report);
+        if parsed.packet_len() > port.mtu as usize {
+            let told = parsed.must_not_be_fragmented(packet.frame());
+            return Err(Refused { reason: Reason::TooBig, report: told.then_some(Report::TooBig(port.mtu)) });
         }
-        let completed = match method {
-            Method::Nat => nat::translate(packet, parsed, to),
-            Method::Direct => direct::pass(packet, parsed),
+        let completed = match (method, &parsed.flow) {
+            (Method::Direct, _) => direct::pass(packet, parsed),
+            (Method::Nat, Flow::V4(from)) => match connection.flow4(direction.reversed()) {
+                Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
+                None => return Err(Reason::DestinationGone.into()),
+            },
+            (Method::Nat, Flow::V6(from)) => match connection.flow(direction.reversed()) {
+                Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
+                Flow::V4(_) => return Err(Reason::DestinationGone.into()),
+            },
         };
         if completed {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        forward::send(packet, parsed, hop, port)
+        Ok(forward::send(packet, parsed, hop, port))
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where
     /// that socket would listen on another port, only a rewritten reply could answer, and none comes by here.
     #[cold]
-    fn deliver(&self, packet: &mut Packet<'_>, parsed: &Parsed, method: Method, to: &Flow) -> Verdict {
+    fn deliver(
+        &self,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        method: Method,
+        to: &Flow,
+    ) -> Result<Verdict, Refused> {
         if method == Method::Nat && parsed.flow.destination().port() != to.destination().port() {
-            return Verdict::Drop(Reason::LocalServer);
+            return Err(Reason::LocalServer.into());
         }
-        self.give_back(packet, parsed)
+        Ok(self.give_back(packet, parsed))
     }
 
     /// The host's own stack gets the packet, its checksum complete.
@@ -124,9 +150,9 @@ impl Tracker {
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        reason: Reason,
-        report: Option<Report>,
+        refused: Refused,
     ) -> Verdict {
+        let Refused { reason, report } = refused;
         let Some(report) = report else { return Verdict::Drop(reason) };
         if !self.limiter.allows(view.now) {
             self.counters.count(Event::IcmpLimited, 1);

@@ -16,20 +16,16 @@ use uvs_conntrack::{Flow, Flow4, Flow6};
 pub(crate) struct Parsed {
     /// Who sends to whom. Of an ICMP error: of the packet it quotes, as that was sent.
     pub(crate) flow: Flow,
-    /// Where the IP header starts in the frame.
-    pub(crate) network: usize,
-    /// Where the transport header starts in the frame. Of an ICMP error: the ICMP header.
-    pub(crate) transport: usize,
-    /// Length of the transport packet, header included, in bytes.
-    pub(crate) transport_len: usize,
-    /// Length of the IP packet, header included, in bytes.
-    pub(crate) packet_len: usize,
     /// TTL or hop limit.
     pub(crate) hops_left: u8,
     /// TCP's control bits; zero for UDP.
     pub(crate) tcp_flags: u8,
     /// Whether it is more than a whole TCP segment or UDP datagram.
     pub(crate) kind: Kind,
+    network: u8,
+    transport: u16,
+    transport_len: u16,
+    packet_len: u32,
 }
 
 /// What a frame holds of its flow.
@@ -41,33 +37,72 @@ pub(crate) enum Kind {
     FirstFragment,
 }
 
+impl Default for Parsed {
+    fn default() -> Self {
+        Parsed {
+            flow: Flow::V4(Flow4 { addresses: 0, ports: 0, protocol: 0 }),
+            hops_left: 0,
+            tcp_flags: 0,
+            kind: Kind::Whole,
+            network: 0,
+            transport: 0,
+            transport_len: 0,
+            packet_len: 0,
+        }
+    }
+}
+
 impl Parsed {
+    /// Where the IP header starts in the frame.
+    #[inline]
+    pub(crate) fn network(&self) -> usize {
+        self.network.into()
+    }
+
+    /// Where the transport header starts in the frame.
+    #[inline]
+    pub(crate) fn transport(&self) -> usize {
+        self.transport.into()
+    }
+
+    /// Length of the transport packet, header included, in bytes.
+    #[inline]
+    pub(crate) fn transport_len(&self) -> usize {
+        self.transport_len.into()
+    }
+
+    /// Length of the IP packet, header included, in bytes.
+    #[inline]
+    pub(crate) fn packet_len(&self) -> usize {
+        self.packet_len as usize
+    }
+
     /// Whether the frame carries an 802.1Q tag.
     #[inline]
     pub(crate) fn is_tagged(&self) -> bool {
-        self.network > ethernet::HEADER_LEN
+        self.network() > ethernet::HEADER_LEN
     }
 
     /// Whether no router may fragment the packet: its sender has to be told when it is too long.
     pub(crate) fn must_not_be_fragmented(&self, frame: &[u8]) -> bool {
         match self.flow {
-            Flow::V4(_) => Ipv4::parse(frame, self.network).is_ok_and(|header| header.dont_fragment()),
+            Flow::V4(_) => Ipv4::parse(frame, self.network()).is_ok_and(|header| header.dont_fragment()),
             Flow::V6(_) => true,
         }
     }
 }
 
-/// Reads a frame's headers. What is not TCP or UDP over IP, or not for this host, has its verdict already.
+/// Reads a frame's headers into `parsed`, in place because a copy would wait for the stores before it. What is not TCP or UDP over IP, or not for this host, has its verdict already.
 #[inline]
-pub(crate) fn parse(packet: &Packet<'_>, port: Option<&Port>) -> Result<Parsed, Verdict> {
+pub(crate) fn parse(packet: &Packet<'_>, port: Option<&Port>, parsed: &mut Parsed) -> Result<(), Verdict> {
     let frame = packet.frame();
     if let Some(port) = port {
         check_addressee(frame, port.mac)?;
     }
     let (ethertype, network) = ethernet::payload(frame).map_err(drop_for)?;
     match ethertype {
-        ethernet::IPV4 => parse4(packet, network),
-        ethernet::IPV6 => parse6(packet, network),
+        ethernet::IPV4 => parse4(packet, network, parsed),
+        ethernet::IPV6 => parse6(packet, network, parsed),
         _ => Err(Verdict::ToKernel),
     }
 }
@@ -89,7 +124,8 @@ fn check_addressee(frame: &[u8], own: Mac) -> Result<(), Verdict> {
 }
 
 #[inline]
-fn parse4(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
+#[expect(clippy::cast_possible_truncation, reason = "an IPv4 packet's lengths have 16 bits")]
+fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<(), Verdict> {
     let frame = packet.frame();
     let header = Ipv4::parse(frame, network).map_err(drop_for)?;
     let packet_len = header.total_len();
@@ -107,20 +143,25 @@ fn parse4(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
     let upper =
         Upper { protocol: header.protocol(), transport, length: packet_len - header.header_len(), kind };
     let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
-    Ok(Parsed {
+    *parsed = Parsed {
         flow: Flow::V4(Flow4 { addresses: header.addresses(), ports, protocol: upper.protocol }),
-        network,
-        transport,
-        transport_len: length,
-        packet_len,
+        network: network as u8,
+        transport: transport as u16,
+        transport_len: length as u16,
+        packet_len: packet_len as u32,
         hops_left: header.ttl(),
         tcp_flags,
         kind,
-    })
+    };
+    Ok(())
 }
 
 #[inline]
-fn parse6(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "nine extension headers of 2 KiB at most; lengths have 16 bits"
+)]
+fn parse6(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<(), Verdict> {
     let frame = packet.frame();
     let header = Ipv6::parse(frame, network).map_err(drop_for)?;
     let packet_len = ipv6::HEADER_LEN + header.payload_len();
@@ -138,16 +179,17 @@ fn parse6(packet: &Packet<'_>, network: usize) -> Result<Parsed, Verdict> {
     let length = (network + packet_len).checked_sub(upper.offset).ok_or(drop_for(Error::Truncated))?;
     let upper = Upper { protocol: upper.protocol, transport: upper.offset, length, kind };
     let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
-    Ok(Parsed {
+    *parsed = Parsed {
         flow: Flow::V6(Flow6 { addresses: header.addresses(), ports, protocol: upper.protocol }),
-        network,
-        transport: upper.transport,
-        transport_len: length,
-        packet_len,
+        network: network as u8,
+        transport: upper.transport as u16,
+        transport_len: length as u16,
+        packet_len: packet_len as u32,
         hops_left: header.hop_limit(),
         tcp_flags,
         kind,
-    })
+    };
+    Ok(())
 }
 
 /// What an IP header says of its payload.

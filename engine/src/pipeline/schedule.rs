@@ -1,7 +1,7 @@
 //! The stage for packets of no connection: find the service, have a real server chosen, make the connection.
 
 use super::View;
-use super::egress::{Way, can_be_answered};
+use super::egress::{Refused, can_be_answered};
 use super::parse::{Kind, Parsed};
 use super::state::{self, Beginning};
 use super::track::Tracker;
@@ -32,22 +32,14 @@ impl Tracker {
             return Verdict::Drop(Reason::Martian);
         }
         match self.begin_connection(view, parsed, service) {
-            Ok(Inserted { id, fresh }) => {
-                let hit = Hit { id, direction: Direction::In };
-                let Some(connection) = self.handle.connection(id) else { return Verdict::ToKernel };
-                match Way::of(view, &connection, Direction::In) {
-                    Ok(way) => {
-                        if !fresh {
-                            self.advance(view, parsed, hit);
-                        }
-                        self.pass(view, packet, parsed, hit, way)
-                    }
-                    Err(verdict) => verdict,
-                }
+            Ok(Inserted { id, fresh: true }) => self.first(view, packet, parsed, id),
+            // Another worker made it from an earlier packet, a moment ago.
+            Ok(Inserted { id, fresh: false }) => {
+                self.known(view, packet, parsed, Hit { id, direction: Direction::In })
             }
             Err(Refusal::NoDestination) => {
                 let report = Some(Report::PortUnreachable);
-                self.refuse(view, packet, parsed, Reason::NoDestination, report)
+                self.refuse(view, packet, parsed, Refused { reason: Reason::NoDestination, report })
             }
             Err(Refusal::TableFull) => Verdict::Drop(Reason::TableFull),
         }

@@ -6,13 +6,12 @@ use super::parse::{Kind, Parsed};
 use super::state;
 use crate::batch::Packet;
 use crate::counters::{Event, Traffic, WorkerCounters};
-use crate::forward::Method;
 use crate::forward::icmp::Limiter;
 use crate::service::Destinations;
 use crate::verdict::{Reason, Verdict};
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
-use uvs_conntrack::{Direction, Flow, Hit, Load, SharedHandle, Tick};
+use uvs_conntrack::{ConnId, Connection, Direction, Flow, Hit, Load, SharedHandle, Tick};
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
 #[derive(Debug)]
@@ -57,7 +56,7 @@ impl Tracker {
     }
 
     #[inline]
-    fn find(&self, flow: &Flow, hash: u64) -> Option<Hit> {
+    pub(super) fn find(&self, flow: &Flow, hash: u64) -> Option<Hit> {
         match flow {
             Flow::V4(flow) => self.handle.find4(hash, flow),
             Flow::V6(flow) => self.handle.find6(hash, flow),
@@ -81,44 +80,81 @@ impl Tracker {
 
     /// A packet of a connection that was there before it.
     #[inline]
-    fn known(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed, hit: Hit) -> Verdict {
+    pub(super) fn known(
+        &mut self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        hit: Hit,
+    ) -> Verdict {
         if parsed.kind == Kind::FirstFragment {
             return Verdict::Drop(Reason::Fragment);
         }
         let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
+        let available = self.destinations.is_available(connection.destination());
         if hit.direction == Direction::In {
             if state::begins_anew(parsed, connection.meta()) {
                 self.end_connection(hit);
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
             }
-            if !self.destinations.is_available(connection.destination()) {
+            if !available {
                 return Verdict::Drop(Reason::DestinationGone);
             }
         }
-        match Way::of(view, &connection, hit.direction) {
-            Ok(way) => {
-                self.advance(view, parsed, hit);
-                self.pass(view, packet, parsed, hit, way)
-            }
-            Err(verdict) => verdict,
+        let way = match Way::remembered(view, &connection, hit.direction) {
+            Some(way) => way,
+            None => match Way::ask(view, &connection, hit.direction) {
+                Ok(way) => way,
+                Err(verdict) => return verdict,
+            },
+        };
+        self.advance(view, parsed, &connection, hit.direction);
+        connection.touch(hit.direction, view.now);
+        // IPVS counts nothing for a real server that was removed.
+        if available {
+            self.counters.packet(connection.destination(), hit.direction, parsed.packet_len() as u64);
+            self.traffic.packet(hit.direction, parsed.packet_len() as u64);
+        }
+        match self.forward(view, packet, parsed, &connection, hit.direction, way) {
+            Ok(verdict) => verdict,
+            Err(refused) => self.refuse(view, packet, parsed, refused),
+        }
+    }
+
+    /// The first packet of the connection that it made.
+    pub(super) fn first(
+        &mut self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        id: ConnId,
+    ) -> Verdict {
+        let Some(connection) = self.handle.connection(id) else { return Verdict::ToKernel };
+        let way = match Way::ask(view, &connection, Direction::In) {
+            Ok(way) => way,
+            Err(verdict) => return verdict,
+        };
+        connection.touch(Direction::In, view.now);
+        self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
+        self.traffic.packet(Direction::In, parsed.packet_len() as u64);
+        match self.forward(view, packet, parsed, &connection, Direction::In, way) {
+            Ok(verdict) => verdict,
+            Err(refused) => self.refuse(view, packet, parsed, refused),
         }
     }
 
     /// The packet moves its connection to another state, or leaves it where it is.
     #[inline]
-    pub(super) fn advance(&mut self, view: &View<'_>, parsed: &Parsed, hit: Hit) {
-        let Hit { id, direction } = hit;
-        let timeouts = &view.snapshot.timeouts;
+    fn advance(&self, view: &View<'_>, parsed: &Parsed, connection: &Connection<'_>, direction: Direction) {
+        let (id, timeouts) = (connection.id(), &view.snapshot.timeouts);
         let transition = if parsed.flow.protocol() == protocol::TCP {
             let event = tcp::Event::of(parsed.tcp_flags);
             self.handle.tcp(id, direction, event, tcp::Mode::Normal, timeouts, view.now)
         } else {
             self.handle.udp(id, direction, timeouts, view.now)
         };
-        if transition.load != Load::Same
-            && let Some(connection) = self.handle.connection(id)
-        {
+        if transition.load != Load::Same {
             self.destinations.moved(connection.destination(), transition.load == Load::BecameActive);
         }
     }
@@ -129,31 +165,6 @@ impl Tracker {
         if let Some(connection) = self.handle.remove(hit.id) {
             self.destinations.ended(connection.destination(), connection.is_active());
         }
-    }
-
-    /// The packet's connection is counted, kept alive, and the packet sent on.
-    #[inline]
-    pub(super) fn pass(
-        &mut self,
-        view: &View<'_>,
-        packet: &mut Packet<'_>,
-        parsed: &Parsed,
-        hit: Hit,
-        way: Way<'_>,
-    ) -> Verdict {
-        let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
-        connection.touch(hit.direction, view.now);
-        let destination = connection.destination();
-        // IPVS counts nothing for a real server that was removed.
-        if hit.direction == Direction::In || self.destinations.is_available(destination) {
-            self.counters.packet(destination, hit.direction, parsed.packet_len as u64);
-            self.traffic.packet(hit.direction, parsed.packet_len as u64);
-        }
-        let Some(method) = Method::of_flags(connection.meta().flags()) else {
-            return Verdict::Drop(Reason::DestinationGone);
-        };
-        let to = connection.flow(hit.direction.reversed()).reversed();
-        self.forward(view, packet, parsed, method, &to, way)
     }
 
     /// Ends connections whose timeout has passed, looking at up to `budget` entries.

@@ -23,7 +23,7 @@ pub(super) struct ServiceId(u32);
 /// One destination as the workers see it.
 #[derive(Debug, Default)]
 struct Runtime {
-    /// Read for every packet of a client, written by commands.
+    /// Where its service notes changes of its load, and its slot there. Written by commands.
     standing: Standing,
     /// Written when a connection begins, ends or changes its activity.
     load: Load,
@@ -32,7 +32,6 @@ struct Runtime {
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Standing {
-    available: AtomicBool,
     service: AtomicU32,
     slot: AtomicU32,
 }
@@ -104,6 +103,8 @@ struct Registry {
 /// All destinations of all services, in use or in the trash.
 #[derive(Debug)]
 pub struct Destinations {
+    /// Read for every packet of a client, written by commands; dense, so that all of it stays in a cache.
+    available: Box<[AtomicBool]>,
     runtimes: Chunked<Runtime>,
     noted: Chunked<Noted>,
     counters: Arc<Counters>,
@@ -123,6 +124,7 @@ impl Destinations {
     pub fn new(table: Arc<SharedTable>, counters: Arc<Counters>) -> Arc<Self> {
         let capacity = table.limits().destinations as usize;
         Arc::new(Destinations {
+            available: (0..capacity).map(|_| AtomicBool::new(false)).collect(),
             runtimes: Chunked::new(capacity),
             noted: Chunked::new(capacity.max(1 << 20)),
             counters,
@@ -139,7 +141,7 @@ impl Destinations {
     /// Whether the destination is one of its service's now.
     #[inline]
     pub fn is_available(&self, id: DestinationId) -> bool {
-        self.runtime(id).is_some_and(|runtime| runtime.standing.available.load(Ordering::Relaxed))
+        self.available.get(id.0 as usize).is_some_and(|available| available.load(Ordering::Relaxed))
     }
 
     /// How many connections the destination has.
@@ -233,15 +235,19 @@ impl Destinations {
     pub(super) fn open(&self, id: DestinationId, slot: usize) {
         let Some(runtime) = self.runtime(id) else { return };
         runtime.standing.slot.store(u32::try_from(slot).unwrap_or(u32::MAX), Ordering::Relaxed);
-        runtime.standing.available.store(true, Ordering::Release);
+        self.set_available(id, true);
     }
 
     /// The destination was removed from its service; its connections find nobody. It is remembered while it has some.
     pub(super) fn close(&self, key: ServiceKey, address: SocketAddr, place: Place, now: Tick) {
-        if let Some(runtime) = self.runtime(place.id) {
-            runtime.standing.available.store(false, Ordering::Release);
-        }
+        self.set_available(place.id, false);
         self.registry().trash.insert((key, address), Trashed { id: place.id, base: place.base, since: now });
+    }
+
+    fn set_available(&self, id: DestinationId, available: bool) {
+        if let Some(it) = self.available.get(id.0 as usize) {
+            it.store(available, Ordering::Release);
+        }
     }
 
     /// Forgets removed destinations that have had no connection for two minutes. To be called every few seconds.
