@@ -1,0 +1,162 @@
+//! Properties: whatever a rewrite does, the frame that leaves is the one an independent crate would write; whatever comes in,
+//! nothing panics.
+
+#![allow(clippy::unwrap_used, reason = "tests: what is written here by hand is valid")]
+
+mod director;
+
+use director::*;
+use proptest::prelude::*;
+use uvs_engine::forward::Method;
+use uvs_engine::{Reason, Verdict};
+
+/// What varies from packet to packet.
+#[derive(Clone, Debug)]
+struct Variation {
+    v4: bool,
+    method: Method,
+    protocol: u8,
+    client_port: u16,
+    ttl: u8,
+    payload: Vec<u8>,
+    vlan: Option<u16>,
+    unfinished: bool,
+    /// Where the frame is cut into parts, counted from the end of its headers.
+    cuts: Vec<usize>,
+}
+
+fn variation() -> impl Strategy<Value = Variation> {
+    let which = (any::<bool>(), prop::sample::select(Method::ALL), prop::sample::select(vec![TCP, UDP]));
+    let packet = (1_u16.., 2_u8.., prop::collection::vec(any::<u8>(), 0..1400));
+    let frame = (prop::option::of(0_u16..4095), any::<bool>(), prop::collection::vec(0_usize..1400, 0..4));
+    (which, packet, frame).prop_map(
+        |((v4, method, protocol), (client_port, ttl, payload), (vlan, unfinished, cuts))| Variation {
+            v4,
+            method,
+            protocol,
+            client_port,
+            ttl,
+            payload,
+            vlan,
+            unfinished,
+            cuts,
+        },
+    )
+}
+
+/// `bytes` in parts, the first of which holds all headers.
+fn in_parts<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    const HEADERS: usize = 14 + 4 + 40 + 20;
+    let mut ends: Vec<usize> = cuts.iter().map(|cut| (HEADERS + cut).min(bytes.len())).collect();
+    ends.push(bytes.len());
+    ends.sort_unstable();
+    let mut start = 0;
+    ends.iter()
+        .map(|end| {
+            let part = &bytes[start..*end];
+            start = *end;
+            part
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_frame_that_leaves_is_the_one_etherparse_writes(it in variation()) {
+        let [v4, v6] = plans();
+        let plan = if it.v4 { v4 } else { v6 };
+        let (mut director, _) = Director::with_server(&plan, it.method);
+        let client = std::net::SocketAddr::new(plan.client.ip(), it.client_port);
+        let frame = Frame {
+            from: client, ttl: it.ttl, payload: it.payload.clone(), vlan: it.vlan,
+            ..Frame::from_client(&plan, it.protocol, SYN)
+        };
+        let bytes = if it.unfinished { frame.unfinished() } else { frame.bytes() };
+        let expected = match it.method {
+            Method::Nat => frame.clone().masqueraded(plan.server),
+            Method::Direct => frame.clone().routed(),
+        };
+        let expected = Frame { vlan: None, ..expected };
+        let (verdict, out) = director.run_parts(CLIENTS, &in_parts(&bytes, &it.cuts));
+        prop_assert_eq!(verdict, Verdict::Transmit(SERVERS));
+        prop_assert_eq!(out, expected.bytes());
+
+        if it.method == Method::Nat {
+            let reply = Frame {
+                to: client, ttl: it.ttl, payload: it.payload, vlan: it.vlan,
+                ..Frame::from_server(&plan, it.protocol, SYN | ACK)
+            };
+            let bytes = if it.unfinished { reply.unfinished() } else { reply.bytes() };
+            let expected = Frame { vlan: None, ..reply.unmasqueraded(plan.service) };
+            let (verdict, out) = director.run_parts(SERVERS, &in_parts(&bytes, &it.cuts));
+            prop_assert_eq!(verdict, Verdict::Transmit(CLIENTS));
+            prop_assert_eq!(out, expected.bytes());
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let [plan, _] = plans();
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        director.run(CLIENTS, &bytes);
+    }
+
+    #[test]
+    fn no_damaged_frame_panics(it in variation(), damage in prop::collection::vec((12_usize..100, any::<u8>()), 1..6)) {
+        let [v4, v6] = plans();
+        let plan = if it.v4 { v4 } else { v6 };
+        let (mut director, _) = Director::with_server(&plan, it.method);
+        let frame = Frame { vlan: it.vlan, payload: it.payload, ..Frame::from_client(&plan, it.protocol, SYN) };
+        let mut bytes = frame.bytes();
+        for (at, value) in damage {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+        }
+        director.run_parts(CLIENTS, &in_parts(&bytes, &it.cuts));
+    }
+}
+
+#[test]
+fn frames_cut_short_anywhere_are_dropped_for_that() {
+    for plan in plans() {
+        for (protocol, vlan) in [(TCP, None), (UDP, None), (TCP, Some(5)), (UDP, Some(5))] {
+            let (mut director, _) = Director::with_server(&plan, Method::Nat);
+            let frame = Frame { vlan, ..Frame::from_client(&plan, protocol, SYN) };
+            let whole = frame.bytes();
+            for len in 0..whole.len() {
+                let (verdict, _) = director.run(CLIENTS, &whole[..len]);
+                assert_eq!(verdict, Verdict::Drop(Reason::Truncated), "{len} bytes of {frame:?}");
+            }
+            assert_eq!(director.run(CLIENTS, &whole).0, Verdict::Transmit(SERVERS));
+        }
+    }
+}
+
+#[test]
+fn headers_that_contradict_themselves() {
+    let [v4, v6] = plans();
+    let table: Vec<(&str, bool, u8, usize, u8)> = vec![
+        ("IPv4 by EtherType, version 6", true, TCP, 14, 0x65),
+        ("IPv4 header of four words", true, TCP, 14, 0x44),
+        ("IPv4 total length of 19", true, TCP, 17, 19),
+        ("TCP header of four words", true, TCP, 14 + 20 + 12, 0x40),
+        ("TCP header beyond the segment", true, TCP, 14 + 20 + 12, 0xf0),
+        ("UDP length of seven", true, UDP, 14 + 20 + 5, 7),
+        ("UDP length beyond the packet", true, UDP, 14 + 20 + 5, 200),
+        ("IPv6 by EtherType, version 4", false, TCP, 14, 0x40),
+        ("TCP header of four words over IPv6", false, TCP, 14 + 40 + 12, 0x40),
+        ("UDP length of seven over IPv6", false, UDP, 14 + 40 + 5, 7),
+    ];
+    for (what, is_v4, protocol, at, value) in table {
+        let plan = if is_v4 { v4 } else { v6 };
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        let mut bytes = Frame::from_client(&plan, protocol, SYN).bytes();
+        bytes[at] = value;
+        let (verdict, _) = director.run(CLIENTS, &bytes);
+        assert_eq!(verdict, Verdict::Drop(Reason::Malformed), "{what}");
+        assert_eq!(director.counters.drops(Reason::Malformed), 1, "{what}");
+    }
+}
