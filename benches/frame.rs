@@ -184,6 +184,7 @@ impl Traffic {
 struct Director {
     pipeline: Pipeline,
     snapshot: Snapshot,
+    counters: Arc<Counters>,
     now: Tick,
     batches: usize,
 }
@@ -238,7 +239,7 @@ impl Director {
         snapshot.routes = Arc::new(routes);
         snapshot.services = snapshot.services.with(service).expect("a new service");
         let pipeline = Pipeline::new(table.handle().expect("a free handle"), destinations, worker);
-        Director { pipeline, snapshot, now: Tick(1), batches: 0 }
+        Director { pipeline, snapshot, counters, now: Tick(1), batches: 0 }
     }
 
     #[inline]
@@ -374,6 +375,9 @@ fn new_connections(criterion: &mut Criterion) {
                     });
                     left -= now;
                 }
+                let batches = director.batches as u64;
+                let connections = director.counters.total().connections;
+                assert_eq!(connections, batches * BATCH as u64, "every frame begins a connection");
                 spent
             });
         });
