@@ -252,23 +252,32 @@ fn expiry_sees_a_deadline_that_came_nearer() {
 
 #[test]
 fn a_template_does_not_end_while_it_gets_a_connection() {
-    check(3, || {
-        let table = table(4, 1);
-        let mut mine = handle(&table);
-        let mut theirs = handle(&table);
-        let template = NewConnection { flags: flags::TEMPLATE, ..one_way(9) };
-        let controller = mine.insert(&template, NOW).expect("room").id;
-        let later = NOW.plus_seconds(4);
-        let ended = Arc::new(Mutex::new(0));
-        let count = ended.clone();
-        let other = thread::spawn(move || {
-            theirs.sweep(later, 8, |_| *count.lock().expect("not poisoned") += 1);
-        });
-        let child = NewConnection { template: Some(controller), timeout_seconds: 100, ..one_way(1) };
-        let child = mine.insert(&child, later).expect("room").id;
-        other.join().expect("no panic");
-        let controlled = mine.connection(child).expect("the entry").template().is_some();
-        let template_ended = *ended.lock().expect("not poisoned") == 1;
-        assert_ne!(controlled, template_ended);
+    for had_another in [false, true] {
+        check(3, move || template_race(had_another));
+    }
+}
+
+fn template_race(had_another: bool) {
+    let table = table(4, 1);
+    let mut mine = handle(&table);
+    let mut theirs = handle(&table);
+    let template = NewConnection { flags: flags::TEMPLATE, ..one_way(9) };
+    let controller = mine.insert(&template, NOW).expect("room").id;
+    if had_another {
+        let other = NewConnection { template: Some(controller), ..one_way(2) };
+        let other = mine.insert(&other, NOW).expect("room").id;
+        assert!(mine.remove(other).is_some());
+    }
+    let later = NOW.plus_seconds(4);
+    let ended = Arc::new(Mutex::new(0));
+    let count = ended.clone();
+    let other = thread::spawn(move || {
+        theirs.sweep(later, 8, |_| *count.lock().expect("not poisoned") += 1);
     });
+    let child = NewConnection { template: Some(controller), timeout_seconds: 100, ..one_way(1) };
+    let child = mine.insert(&child, later).expect("room").id;
+    other.join().expect("no panic");
+    let controlled = mine.connection(child).expect("the entry").template().is_some();
+    let template_ended = *ended.lock().expect("not poisoned") == 1;
+    assert_ne!(controlled, template_ended);
 }

@@ -314,7 +314,7 @@ fn a_template_removed_is_found_no_more_but_stays_for_its_connections() {
 #[test]
 fn the_index_grows_with_its_connections_and_loses_none() {
     const COUNT: u16 = if cfg!(miri) { 60 } else { 2000 };
-    let limits = Limits { first_buckets: 4, ..limits(2000) };
+    let limits = Limits { first_buckets: 4, ..limits(COUNT.into()) };
     let table = Table::on_heap(limits).expect("a small table");
     let mut handle = table.handle().expect("the first handle");
     let before = table.stats().buckets;

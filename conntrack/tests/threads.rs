@@ -10,6 +10,7 @@ use uvs_conntrack::{
 };
 
 const ROUNDS: u16 = if cfg!(miri) { 12 } else { 20_000 };
+const CAPACITY: u32 = if cfg!(miri) { 200 } else { 40_000 };
 const NOW: Tick = Tick(7);
 
 fn connection(n: u16) -> NewConnection {
@@ -32,7 +33,7 @@ fn insert(handle: &mut Handle<Heap>, n: u16) -> Inserted {
 
 #[test]
 fn racing_insertions_of_the_same_flows_make_each_once() {
-    let limits = Limits { connections4: 40_000, connections6: 0, destinations: 0, first_buckets: 64 };
+    let limits = Limits { connections4: CAPACITY, connections6: 0, destinations: 0, first_buckets: 64 };
     let table = Table::on_heap(limits).expect("a table");
     let (fresh, start) = (AtomicUsize::new(0), Barrier::new(3));
     let ids: Vec<Vec<_>> = thread::scope(|scope| {
@@ -64,7 +65,7 @@ fn racing_insertions_of_the_same_flows_make_each_once() {
 
 #[test]
 fn what_stays_is_always_found_while_others_come_and_go_and_the_index_grows() {
-    let limits = Limits { connections4: 40_000, connections6: 0, destinations: 0, first_buckets: 64 };
+    let limits = Limits { connections4: CAPACITY, connections6: 0, destinations: 0, first_buckets: 64 };
     let table = Table::on_heap(limits).expect("a table");
     let mut writer = table.handle().expect("a handle");
     let staying = ROUNDS / 10 + 1;
