@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `GET /` | the server's name and a newline |
 //! | `GET /bytes/N` | the first N bytes of the [`crate::stream`] |
-//! | `PUT` or `POST` anything | the SHA-256 of the body in hexadecimal and a newline |
+//! | `PUT` or `POST /null` | the number of bytes and a newline; the body is not looked at |
+//! | `PUT` or `POST` anything else | the SHA-256 of the body in hexadecimal and a newline |
 //!
 //! Every answer carries the server's name in its `Server` field. Connections are kept until either side closes them.
 
