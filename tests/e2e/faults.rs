@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+use uvs::engine::steer::{Mode, Steering, WantedMode};
 use uvs_lab::http::{Connection, Load, Server};
 use uvs_lab::probe::{self, RawTcp, flags, segment};
 use uvs_lab::{Plan, Topology, wait};
@@ -21,7 +22,8 @@ pub(crate) const TESTS: Tests = &[
     ("an_unknown_interface", an_unknown_interface),
     ("no_interface_at_all", no_interface_at_all),
     ("no_privilege", no_privilege),
-    ("a_device_that_is_taken", || in_default_world(a_device_that_is_taken)),
+    ("a_device_with_another_xdp_program", another_xdp_program),
+    ("a_queue_with_another_socket", || in_default_world(a_queue_that_is_taken)),
     ("a_second_director_in_the_namespace", || in_default_world(a_second_director)),
     ("directors_of_two_namespaces_do_not_meet", directors_do_not_meet),
     ("nobody_else_may_command", || in_default_world(nobody_else_may_command)),
@@ -82,13 +84,30 @@ fn nobody_else_may_command(world: &mut World) -> Outcome {
     run(world, &load(world.service(V4), 4, false)).map(drop)
 }
 
-/// Another program's XDP program is on the device: here, another director's that listens elsewhere.
-fn a_device_that_is_taken(world: &mut World) -> Outcome {
+/// Another program has put its XDP program on the device and holds it there.
+fn another_xdp_program() -> Outcome {
+    let topology = topology()?;
+    let mut programs = Vec::new();
+    for (index, mode) in [(0, Mode::Native), (1, Mode::Generic)] {
+        let device = &topology.director_devices()[index];
+        let attached = topology.director.run(|| -> Result<_, Failed> {
+            let ifindex = nix::net::if_::if_nametoindex(device.as_str())?;
+            Ok(Steering::new()?.attach(ifindex, WantedMode::Only(mode), &[])?)
+        });
+        programs.push(attached??);
+        refused(&uvs(&topology.director, ["run", "--interface", device])?, &[device, "XDP program"])?;
+    }
+    drop(programs);
+    Director::start(&topology, &[])?.terminate().map(drop)
+}
+
+/// Another program has an AF_XDP socket on the queue: here, a director that listens elsewhere.
+fn a_queue_that_is_taken(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     let socket = std::env::temp_dir().join(format!("uvs-{}-second.sock", std::process::id()));
     let path = socket.display().to_string();
     let output = uvs(&world.topology.director, ["run", "--interface", "eth0", "--socket", &path])?;
-    refused(&output, &["eth0", "XDP"])?;
+    refused(&output, &["queue 0 of eth0", "AF_XDP socket"])?;
     run(world, &load(world.service(V4), 20, false)).map(drop)
 }
 

@@ -11,9 +11,7 @@ use uvs_lab::{Plan, Prefix, stream, udp};
 pub(crate) const TESTS: Tests = &[
     ("new_connections", || in_default_world(|world| both_families(world, false))),
     ("keep_alive", || in_default_world(|world| both_families(world, true))),
-    ("generic_mode", || {
-        in_world(&Plan::default(), &["--xdp-mode", "generic"], |world| both_families(world, false))
-    }),
+    ("generic_mode", || in_world(&Plan::default(), &["--xdp-mode", "generic"], generic_mode)),
     ("a_thousand_at_once", || in_default_world(a_thousand_at_once)),
     ("shares_follow_the_weights", || in_default_world(shares_follow_the_weights)),
     ("lc_balances_open_connections", || {
@@ -75,6 +73,19 @@ fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
     Ok(())
 }
 
+/// In generic mode a veth peer's super-frames arrive whole, longer than any device takes: who sends must not build them.
+fn generic_mode(world: &mut World) -> Outcome {
+    check(
+        world.status()?.devices.iter().all(|device| device.mode == "generic"),
+        "a device is not in generic mode",
+    )?;
+    for sender in world.topology.servers.iter().chain([&world.topology.client]) {
+        sender.net().send_no_super_frames("eth0")?;
+    }
+    both_families(world, false)?;
+    transfer_on(world, V4, 20_000_000)
+}
+
 fn a_thousand_at_once(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     let load = Load { clients: 1000, together: true, limit: LIMIT * 3, ..Load::new(world.service(V4), 1000) };
@@ -111,9 +122,13 @@ fn open_connections(world: &mut World, scheduler: &str, weights: [u32; 2], expec
     check(counts == expected, format!("{scheduler} {weights:?}: {counts:?}, not {expected:?}"))
 }
 
-/// The same length down and up through one connection.
+/// Makes the service, and the same length goes down and up through one connection.
 fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
     world.balance(family, "rr", &[1, 1])?;
+    transfer_on(world, family, length)
+}
+
+fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome {
     let expected = stream::sha256(length);
     let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT * 3)?;
     let down = connection.get(&format!("/bytes/{length}"))?;
@@ -227,13 +242,6 @@ fn two_workers(world: &mut World) -> Outcome {
     let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
     check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))?;
     transfer_on(world, V4, 20_000_000)
-}
-
-fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome {
-    let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT)?;
-    let path = format!("/bytes/{length}");
-    let fault = connection.get(&path)?.fault(&path);
-    check(fault.is_none(), fault.unwrap_or_default())
 }
 
 fn three_servers(world: &mut World) -> Outcome {

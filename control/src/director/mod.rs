@@ -109,6 +109,10 @@ pub enum StartError {
 /// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again.
 pub fn run(options: &RunOptions) -> Result<(), StartError> {
     privilege::check()?;
+    // Asked before anything is opened: the devices of a running director would only be found in use.
+    if crate::client::Client::new(options.socket.clone()).reach().is_ok() {
+        return Err(SocketError::Taken(options.socket.clone()).into());
+    }
     let chosen = devices::choose(&options.interfaces)?;
     let signals = watch::signals()?;
     let director = Director::start(options, &chosen)?;

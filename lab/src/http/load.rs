@@ -24,7 +24,8 @@ pub struct Load {
     pub clients: usize,
     /// Whether a client keeps its connection for its next request.
     pub keep_alive: bool,
-    /// Whether all clients first connect and only then ask, so that their connections are open at the same time.
+    /// Whether all clients first connect and only then ask, each as often as the others, so that their connections are open
+    /// at the same time.
     pub together: bool,
     /// How long one connect, read or write may take.
     pub limit: Duration,
@@ -82,7 +83,11 @@ impl Load {
             connection = report.note(Connection::open_here(self.target, self.limit));
             gathered.pass(self.clients, self.limit);
         }
-        while !stop.load(Relaxed) && next.fetch_add(1, Relaxed) < self.requests {
+        let share = if self.together { self.requests / self.clients } else { usize::MAX };
+        for _ in 0..share {
+            if stop.load(Relaxed) || next.fetch_add(1, Relaxed) >= self.requests {
+                break;
+            }
             let begin = Instant::now();
             let answer = self.request(&mut connection);
             let latency = begin.elapsed();
