@@ -154,11 +154,11 @@ fn server_line(
     };
 }
 
-/// Whose names a service's ports have; a service by mark counts as TCP.
-fn port_names(id: &ServiceId) -> Option<Protocol> {
+/// Whose names a service's ports have; those of a service by mark have none.
+pub(super) fn port_names(id: &ServiceId) -> Option<Protocol> {
     match id {
         ServiceId::Address { protocol, .. } => Some(*protocol),
-        ServiceId::Mark { .. } => Some(Protocol::Tcp),
+        ServiceId::Mark { .. } => None,
     }
 }
 

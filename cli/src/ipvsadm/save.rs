@@ -1,6 +1,6 @@
 //! What `-S` prints: the commands that make the table what it is, but for thresholds, which ipvsadm does not save.
 
-use super::listing::{flag_names, granularity};
+use super::listing::{flag_names, granularity, port_names};
 use super::names::Names;
 use std::fmt::Write;
 use uvs_control::api::{
@@ -67,12 +67,7 @@ fn server_line(
     names: &mut Names,
 ) {
     let server = &server.server;
-    let ports = match entry.service.id {
-        ServiceId::Address { protocol, .. } => Some(protocol),
-        // A listing gives the ports of a mark's servers TCP's names; saving does not.
-        ServiceId::Mark { .. } => None,
-    };
-    let name = names.write(server.address, ports);
+    let name = names.write(server.address, port_names(&entry.service.id));
     let method = match server.method {
         Method::Masquerading => "-m",
         Method::Direct => "-g",
