@@ -68,13 +68,13 @@ pub fn run(args: &Args) -> ExitCode {
 fn serve(server: &[String]) -> anyhow::Result<ExitCode> {
     let [name, address] = server else { bail!("--serve wants a name and an address") };
     let address: SocketAddr = address.parse().with_context(|| format!("{address:?} is not ADDRESS:PORT"))?;
-    http::serve(address, name, || println!("ready"))?;
+    http::serve(address, name, || say("ready"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn clean() -> anyhow::Result<ExitCode> {
     let removed = cleanup::remove_named(KEPT) + cleanup::remove_stale();
-    println!("{removed} network namespaces removed");
+    say(&format!("{removed} network namespaces removed"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -86,16 +86,16 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
     cleanup::end_on_signals("uvs demo: interrupted, everything it made is removed")?;
     cleanup::remove_stale();
 
-    println!(
+    say(&format!(
         "\n  {}  {}\n",
         paint.bold("uvs demo"),
         paint.dim("four hosts in network namespaces, no kernel IPVS")
-    );
+    ));
     let begin = Instant::now();
     let stage = Stage::build(args.keep.then(|| KEPT.to_string()))?;
     for command in stage.commands() {
         stage.ipvsadm(command.split(' '))?;
-        println!("  {} ipvsadm {command}", paint.dim("$"));
+        say(&format!("  {} ipvsadm {command}", paint.dim("$")));
     }
     let built = begin.elapsed();
     let load = Load {
@@ -105,10 +105,10 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let report = load.run(&stage.topology.client)?;
     show(paint, &stage, &report, &load)?;
-    println!(
+    say(&format!(
         "  {}",
         paint.dim(&format!("set up in {}, shown in {} altogether", short(built), short(begin.elapsed())))
-    );
+    ));
 
     let faults = faults(&stage, &report, load.requests);
     let code = verdict(paint, &stage, load.requests, &faults);
@@ -121,20 +121,20 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn show(paint: Paint, stage: &Stage, report: &Report, load: &Load) -> anyhow::Result<()> {
     let servers = stage.servers(report);
-    println!("\n{}", picture::topology(paint, stage.client(), stage.service(), load.requests, &servers));
-    println!("{}", picture::shares(paint, &servers));
-    println!("{}", picture::latency(paint, report));
-    println!(
+    say(&format!("\n{}", picture::topology(paint, stage.client(), stage.service(), load.requests, &servers)));
+    say(&picture::shares(paint, &servers));
+    say(&picture::latency(paint, report));
+    say(&format!(
         "  {} requests in {}: {} a second, {CLIENTS} at a time, each on a connection of its own\n",
         thousands(report.samples.len()),
         short(report.elapsed),
         paint.bold(&format!("{:.0}", report.rate())),
-    );
-    println!("  {} ipvsadm -Ln --stats", paint.dim("$"));
+    ));
+    say(&format!("  {} ipvsadm -Ln --stats", paint.dim("$")));
     for line in stage.settled_stats()?.lines() {
-        println!("  {line}");
+        say(&format!("  {line}"));
     }
-    println!();
+    say("");
     Ok(())
 }
 
@@ -153,24 +153,29 @@ fn faults(stage: &Stage, report: &Report, requests: usize) -> Vec<String> {
 
 fn verdict(paint: Paint, stage: &Stage, requests: usize, faults: &[String]) -> ExitCode {
     if faults.is_empty() {
-        println!("  {} every answer was right, and each server had its share\n", paint.good("✔"));
+        say(&format!("  {} every answer was right, and each server had its share\n", paint.good("✔")));
         return ExitCode::SUCCESS;
     }
-    println!("  {} {} things went wrong in {} requests", paint.bad("✘"), faults.len(), thousands(requests));
+    say(&format!(
+        "  {} {} things went wrong in {} requests",
+        paint.bad("✘"),
+        faults.len(),
+        thousands(requests)
+    ));
     for fault in faults.iter().take(10) {
-        println!("    {fault}");
+        say(&format!("    {fault}"));
     }
     if faults.len() > 10 {
-        println!("    and {} more", faults.len() - 10);
+        say(&format!("    and {} more", faults.len() - 10));
     }
-    println!("\n  the director said:\n{}", stage.log());
+    say(&format!("\n  the director said:\n{}", stage.log()));
     ExitCode::FAILURE
 }
 
 fn invite(paint: Paint, stage: &Stage) {
     let (client, director) = (Stage::inside(&stage.topology.client), Stage::inside(&stage.topology.director));
     let (program, service) = (stage.program(), stage.service());
-    println!("  {}", paint.bold("it stays; things to try"));
+    say(&format!("  {}", paint.bold("it stays; things to try")));
     for command in [
         format!("{client} curl http://{}/", service.ip()),
         format!("{client} curl -o /dev/null http://{}/bytes/200000000", service.ip()),
@@ -181,8 +186,13 @@ fn invite(paint: Paint, stage: &Stage) {
         ),
         format!("{director} {program} status"),
     ] {
-        println!("  {} {command}", paint.dim("$"));
+        say(&format!("  {} {command}", paint.dim("$")));
     }
-    println!("  {}", paint.bold("and to remove it"));
-    println!("  {} {program} demo --clean\n", paint.dim("$"));
+    say(&format!("  {}", paint.bold("and to remove it")));
+    say(&format!("  {} {program} demo --clean\n", paint.dim("$")));
+}
+
+/// Prints a line. That nobody reads on is no mistake.
+fn say(line: &str) {
+    crate::say(&format!("{line}\n"));
 }
