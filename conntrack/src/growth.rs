@@ -11,6 +11,10 @@ use crossbeam_queue::SegQueue;
 /// Buckets that are moved together.
 const STRIPE: u32 = 16;
 
+/// Slots per bucket of the new level beyond which a growing index takes no new connections. It began at four, and the
+/// flows still in the old level's buckets need places of their own in the new ones: with seven there are always some.
+const PACKED_AT: u64 = 7;
+
 /// For how many slots a handle filled since its last quiescent point it moves one stripe, beside the one it moves anyway. The
 /// index has doubled when about eight slots per bucket more are filled; this is done after a quarter of that.
 const SLOTS_PER_STRIPE: u32 = 2 * STRIPE;
@@ -62,6 +66,13 @@ impl Growth {
         u64::try_from(self.occupied.load(Relaxed)).unwrap_or(0) > room && levels.target() < self.max_level
     }
 
+    /// Whether a growing index has to move flows before it takes new connections: a handle that passes no quiescent point
+    /// has held up the moving for long. Were they let in, neither might find room in the end.
+    pub(crate) fn is_packed(&self, levels: Levels) -> bool {
+        let room = PACKED_AT << levels.target();
+        levels.is_growing() && u64::try_from(self.occupied.load(Relaxed)).unwrap_or(0) > room
+    }
+
     /// Continues a doubling that the table was in when it was mapped.
     pub(crate) fn resume(&self, target: u32) {
         self.busy.store(1, Relaxed);
@@ -72,14 +83,15 @@ impl Growth {
     /// The next stripe of the doubling to `target`. The target is part of what is compared: a handle that was held up since a
     /// former doubling takes nothing of a later one.
     fn claim(&self, target: u32) -> Option<u32> {
-        if let Some((of, stripe)) = self.stuck.pop() {
-            return (of == target).then_some(stripe);
-        }
         let mut next = self.next.load(Acquire);
         loop {
             let stripe = u32::try_from(next & u64::from(u32::MAX)).unwrap_or(u32::MAX);
-            if next != position(target, stripe) || stripe >= stripes(target) {
+            if next != position(target, stripe) {
                 return None;
+            }
+            if stripe >= stripes(target) {
+                // Those that found no room come last: moving the others has made some.
+                return self.stuck.pop().filter(|(of, _)| *of == target).map(|(_, stripe)| stripe);
             }
             match self.next.compare_exchange(next, next + 1, AcqRel, Acquire) {
                 Ok(_) => return Some(stripe),

@@ -111,6 +111,10 @@ impl<S: Storage> Handle<S> {
     /// When all entries of its class are in use or the index has no room for it; counted. The index makes room at quiescent
     /// points of all handles: who inserts many thousands at once passes one every hundred.
     pub fn insert(&mut self, new: &NewConnection, now: Tick) -> Result<Inserted, TableFull> {
+        if self.table.growth.is_packed(self.table.index().levels()) {
+            self.counters().index_full.add(1);
+            return Err(TableFull);
+        }
         let hash = self.hash(&new.client);
         self.prefetch(hash);
         if new.index_reply {

@@ -165,7 +165,9 @@ impl Director {
         let crew = Crew::open(&devices::seats(chosen, options.xdp_mode), &cores)?;
         let way_back = Arc::new(WayBack::open()?);
         let mut handles = (0..cores.len()).map(|_| table.handle()).collect::<Result<Vec<_>, _>>()?;
-        let handle = table.handle()?;
+        let mut handle = table.handle()?;
+        // Awake, it would keep the table from reusing and moving anything.
+        handle.sleep();
         let notices = Notices::new()?;
         let mut drops = Vec::new();
         let running = crew.start(&config, &notices, |_| {
