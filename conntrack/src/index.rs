@@ -118,6 +118,24 @@ impl Bucket {
         Reference(self.references[slot].load(Acquire))
     }
 
+    /// Shows every slot with this tag to `visit` until it answers. The header was read before any of them.
+    #[inline]
+    fn search<'a, R>(&'a self, tag: u8, visit: &mut impl FnMut(Found<'a>) -> Option<R>) -> (Option<R>, u32) {
+        let (mut mask, header) = self.probe(tag);
+        while mask != 0 {
+            let slot = lowest(&mut mask);
+            let reference = self.reference(slot);
+            if reference == Reference::EMPTY || reference == Reference::BUSY {
+                continue;
+            }
+            let answer = visit(Found { bucket: self, slot, reference });
+            if answer.is_some() {
+                return (answer, header);
+            }
+        }
+        (None, header)
+    }
+
     /// Takes an empty slot and makes it visible.
     fn claim(&self, tag: u8, reference: Reference) -> bool {
         let (mut empty, _) = self.probe(0);
@@ -166,7 +184,7 @@ impl Bucket {
 /// Takes the lowest set bit out of a mask of slots.
 #[inline]
 pub(crate) fn lowest(mask: &mut u32) -> usize {
-    let slot = mask.trailing_zeros() as usize % SLOTS;
+    let slot = (mask.trailing_zeros() as usize).min(SLOTS - 1);
     *mask &= *mask - 1;
     slot
 }
@@ -222,46 +240,51 @@ impl<'a> Index<'a> {
     #[inline]
     pub(crate) fn search<R>(&self, hash: u64, mut visit: impl FnMut(Found<'a>) -> Option<R>) -> Option<R> {
         let levels = self.levels();
-        let found = self.search_level(hash, levels.target(), &mut visit);
-        if found.is_some() || !levels.is_growing() {
+        let level = levels.target();
+        let bucket = self.buckets.get(bucket_at(hash, 0, level))?;
+        let (found, header) = bucket.search(tag(hash), &mut visit);
+        // Nearly every search ends in its first bucket.
+        if found.is_some() || header & 1 << level == 0 && !levels.is_growing() {
             return found;
         }
-        self.search_again(hash, levels.target(), &mut visit)
+        self.search_on(hash, levels, header, &mut visit)
     }
 
+    /// Searches where the first bucket, which has this header, did not answer.
     #[cold]
-    fn search_again<R>(
+    fn search_on<R>(
         &self,
         hash: u64,
-        target: u32,
+        levels: Levels,
+        header: u32,
         visit: &mut impl FnMut(Found<'a>) -> Option<R>,
     ) -> Option<R> {
-        self.search_level(hash, target - 1, visit).or_else(|| self.search_level(hash, target, visit))
+        let level = levels.target();
+        if header & 1 << level != 0 {
+            let found = self.search_level(hash, level, 1, visit);
+            if found.is_some() {
+                return found;
+            }
+        }
+        if !levels.is_growing() {
+            return None;
+        }
+        self.search_level(hash, level - 1, 0, visit).or_else(|| self.search_level(hash, level, 0, visit))
     }
 
-    #[inline]
+    /// Searches the buckets of a level from the `first`th of the sequence on.
     fn search_level<R>(
         &self,
         hash: u64,
         level: u32,
+        first: u32,
         visit: &mut impl FnMut(Found<'a>) -> Option<R>,
     ) -> Option<R> {
-        for turn in 0..reach(level) {
+        for turn in first..reach(level) {
             let bucket = self.buckets.get(bucket_at(hash, turn, level))?;
-            let (mut mask, header) = bucket.probe(tag(hash));
-            while mask != 0 {
-                let slot = lowest(&mut mask);
-                let reference = bucket.reference(slot);
-                if reference == Reference::EMPTY || reference == Reference::BUSY {
-                    continue;
-                }
-                let answer = visit(Found { bucket, slot, reference });
-                if answer.is_some() {
-                    return answer;
-                }
-            }
-            if header & 1 << level == 0 {
-                return None;
+            let (found, header) = bucket.search(tag(hash), visit);
+            if found.is_some() || header & 1 << level == 0 {
+                return found;
             }
         }
         None
