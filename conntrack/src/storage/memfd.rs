@@ -82,8 +82,38 @@ impl Offsets {
 pub struct Memfd {
     file: File,
     base: NonNull<u8>,
-    offsets: Offsets,
-    geometry: Geometry,
+    length: usize,
+    arrays: Arrays,
+}
+
+/// The arrays of a mapping, found once: every packet reads some of them.
+#[derive(Debug)]
+struct Arrays {
+    records: NonNull<[Record]>,
+    buckets: NonNull<[Bucket]>,
+    narrow: NonNull<[Narrow]>,
+    cold: NonNull<[Cold]>,
+    wide: NonNull<[Wide]>,
+}
+
+impl Arrays {
+    /// The arrays in a mapping of `offsets.end` bytes at `base`.
+    fn of(base: NonNull<u8>, offsets: &Offsets, geometry: &Geometry) -> Self {
+        Arrays {
+            records: array(base, offsets.records, geometry.destinations as usize),
+            buckets: array(base, offsets.buckets, geometry.buckets()),
+            narrow: array(base, offsets.narrow, geometry.narrow as usize),
+            cold: array(base, offsets.cold, geometry.narrow as usize),
+            wide: array(base, offsets.wide, geometry.wide as usize),
+        }
+    }
+}
+
+/// `length` values of `T` from byte `offset` of the mapping on.
+fn array<T>(base: NonNull<u8>, offset: usize, length: usize) -> NonNull<[T]> {
+    // SAFETY: by `Offsets::of` the array lies inside the mapping.
+    let start = unsafe { base.add(offset) };
+    NonNull::slice_from_raw_parts(start.cast::<T>(), length)
 }
 
 // SAFETY: the mapping belongs to this value alone and is only ever viewed as atomics.
@@ -177,7 +207,8 @@ impl Memfd {
         // Huge pages where the machine gives them to shared memory; without them all works the same.
         // SAFETY: advice about exactly the range just mapped changes nothing in it.
         unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-        Ok(Memfd { file, base, offsets, geometry })
+        let arrays = Arrays::of(base, &offsets, &geometry);
+        Ok(Memfd { file, base, length: bytes, arrays })
     }
 
     /// The descriptor to keep, or to hand to the next process.
@@ -185,25 +216,22 @@ impl Memfd {
         self.file.as_fd()
     }
 
-    /// `length` values of `T` from byte `offset` on.
+    /// One of [`Arrays`].
     ///
-    /// Sound for the arrays of [`Offsets::of`] alone: private to this file.
+    /// Sound for those of this very mapping alone: private to this file.
     #[inline]
-    fn array<T>(&self, offset: usize, length: usize) -> &[T] {
-        debug_assert!(offset + length * size_of::<T>() <= self.offsets.end);
-        // SAFETY: the mapping is `offsets.end` bytes long, lives as long as `self` and cannot shrink (sealed); the array lies
-        // inside it by `Offsets::of`.
-        let start = unsafe { self.base.as_ptr().add(offset) };
-        // SAFETY: offsets are multiples of the page size, hence aligned; `T` consists of atomics, for which every bit
-        // pattern is valid and which may be changed by others at any time.
-        unsafe { std::slice::from_raw_parts(start.cast::<T>(), length) }
+    fn view<T>(&self, array: NonNull<[T]>) -> &[T] {
+        // SAFETY: the mapping lives as long as `self` and cannot shrink (sealed); the array lies inside it by `Offsets::of`,
+        // at a multiple of the page size, hence aligned; `T` consists of atomics, for which every bit pattern is valid and
+        // which may be changed by others at any time.
+        unsafe { array.as_ref() }
     }
 }
 
 impl Drop for Memfd {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `map` with this length, and no reference into it outlives `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.offsets.end) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }
 
@@ -216,25 +244,26 @@ impl Storage for Memfd {
 
     #[inline]
     fn buckets(&self) -> &[Bucket] {
-        self.array(self.offsets.buckets, self.geometry.buckets())
+        self.view(self.arrays.buckets)
     }
 
     #[inline]
     fn narrow(&self) -> &[Narrow] {
-        self.array(self.offsets.narrow, self.geometry.narrow as usize)
+        self.view(self.arrays.narrow)
     }
 
+    #[inline]
     fn cold(&self) -> &[Cold] {
-        self.array(self.offsets.cold, self.geometry.narrow as usize)
+        self.view(self.arrays.cold)
     }
 
     #[inline]
     fn wide(&self) -> &[Wide] {
-        self.array(self.offsets.wide, self.geometry.wide as usize)
+        self.view(self.arrays.wide)
     }
 
     fn records(&self) -> &[Record] {
-        self.array(self.offsets.records, self.geometry.destinations as usize)
+        self.view(self.arrays.records)
     }
 
     fn resident_bytes(&self) -> u64 {
