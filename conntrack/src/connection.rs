@@ -3,9 +3,10 @@
 use crate::flow::{Direction, Flow, Flow4, Flow6};
 use crate::layout::{Cold, Head, Narrow, Wide};
 use crate::meta::{Meta, flags};
+use crate::protocol::{self, tcp, udp};
 use crate::sync::{AcqRel, Acquire, Relaxed};
 use crate::time::Tick;
-use crate::{DestinationId, protocol};
+use crate::{DestinationId, Timeouts};
 
 /// Names an entry of the table: bit 30 the class, below it the number.
 ///
@@ -272,6 +273,21 @@ impl Connection<'_> {
         if direction == Direction::In {
             head.packets.store(head.packets.load(Relaxed).wrapping_add(1), Relaxed);
         }
+    }
+
+    /// Whether a packet with these TCP flags (of UDP: any) leaves state, flags and timeout as they are, told at a glance:
+    /// so of the acknowledgements of an established connection, hence of nearly all packets. `false` says nothing.
+    #[inline]
+    #[must_use]
+    pub fn rests(&self, direction: Direction, tcp_flags: u8, timeouts: &Timeouts) -> bool {
+        let meta = self.meta();
+        if meta.protocol() != protocol::TCP {
+            // A reply may have a template to assure.
+            return direction == Direction::In && meta.is_at(udp::NORMAL, timeouts.udp());
+        }
+        tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK) == tcp::ACK
+            && meta.is_at(tcp::State::Established as u8, timeouts.tcp(tcp::State::Established))
+            && (direction == Direction::In || !meta.has(flags::NO_OUTPUT))
     }
 
     /// What [`Connection::set_hop`] stored for packets that arrive travelling in `direction`; 0 at first.

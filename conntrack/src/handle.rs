@@ -5,7 +5,7 @@ use crate::connection::{Class, ConnId, Connection, Entry};
 use crate::flow::{Direction, Flow, Flow4, Flow6};
 use crate::index::{Reference, lowest};
 use crate::layout::Bucket;
-use crate::meta::{Meta, Phase};
+use crate::meta::Meta;
 use crate::stats::Counters;
 use crate::storage::{Storage, prefetch};
 use crate::sync::{Acquire, Relaxed};
@@ -216,7 +216,7 @@ impl<S: Storage> Handle<S> {
             return None;
         }
         let meta = Meta(narrow.head.meta.load(Acquire));
-        (meta.phase() == Phase::Live && meta.protocol() == flow.protocol).then_some(Hit { id, direction })
+        meta.is_live_of(flow.protocol).then_some(Hit { id, direction })
     }
 
     /// The IPv4 side of a wide entry.
@@ -240,9 +240,7 @@ impl<S: Storage> Handle<S> {
             return None;
         }
         let meta = entry.meta();
-        let is_it = meta.phase() == Phase::Live
-            && meta.protocol() == flow.protocol
-            && meta.is_ipv4(direction) == is_ipv4;
+        let is_it = meta.is_live_of(flow.protocol) && meta.is_ipv4(direction) == is_ipv4;
         is_it.then_some(Hit { id, direction })
     }
 

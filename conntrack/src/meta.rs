@@ -116,6 +116,20 @@ impl Meta {
         (self.0 & TIMEOUT) as u32
     }
 
+    /// Whether it is a connection of this protocol.
+    #[inline]
+    pub(crate) fn is_live_of(self, protocol: u8) -> bool {
+        const PROTOCOL: u64 = 0xff << PROTOCOL_AT;
+        self.0 & (PHASE | PROTOCOL) == (Phase::Live as u64) << PHASE_AT | u64::from(protocol) << PROTOCOL_AT
+    }
+
+    /// Whether it has this state and this timeout.
+    #[inline]
+    pub(crate) fn is_at(self, state: u8, timeout: u32) -> bool {
+        const STATE: u64 = 0xff << STATE_AT;
+        self.0 & (STATE | TIMEOUT) == u64::from(state) << STATE_AT | u64::from(timeout)
+    }
+
     /// Whether it is a connection, not the remains of one.
     #[inline]
     #[must_use]

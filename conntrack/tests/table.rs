@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use uvs_conntrack::protocol::tcp::{ACK, Event, FIN, Mode, SYN};
+use uvs_conntrack::protocol::tcp::{ACK, Event, FIN, Mode, RST, SYN, State};
 use uvs_conntrack::{
     DestinationId, Direction, Flow, Handle, Heap, Hit, Limits, Load, NewConnection, Table, TableFull, Tick,
     Timeouts, flags,
@@ -219,6 +219,40 @@ fn states_follow_packets_and_changes_are_told_once() {
         (Load::Same, "TIME_WAIT", 120),
     ];
     assert_eq!(seen, expected);
+}
+
+#[test]
+fn what_leaves_a_connection_at_rest_changes_nothing() {
+    let (_table, mut handle) = table(100);
+    let timeouts = Timeouts::default();
+    let mut rested = Vec::new();
+    let states = (0..=u8::MAX).map_while(State::from_raw);
+    let cases = states.flat_map(|state| [0, flags::NO_OUTPUT].map(|flags| (state, flags)));
+    for (n, (state, flags)) in (1..).zip(cases) {
+        let timeout_seconds = timeouts.tcp(state);
+        let new = NewConnection { state: state as u8, flags, timeout_seconds, ..v4(n) };
+        let id = handle.insert(&new, NOW).expect("room").id;
+        for direction in [Direction::In, Direction::Out] {
+            for segment in [ACK, 0, SYN, FIN | ACK, RST, ACK | 0x08] {
+                let connection = handle.connection(id).expect("the entry");
+                if !connection.rests(direction, segment, &timeouts) {
+                    continue;
+                }
+                let before = connection.meta();
+                for mode in [Mode::Normal, Mode::Secure] {
+                    let change = handle.tcp(id, direction, Event::of(segment), mode, &timeouts, NOW);
+                    assert_eq!((change.load, connection.meta()), (Load::Same, before));
+                }
+                rested.push((state, flags, direction, segment));
+            }
+        }
+    }
+    let expected = [(0, Direction::In), (0, Direction::Out), (flags::NO_OUTPUT, Direction::In)]
+        .into_iter()
+        .flat_map(|(flags, direction)| {
+            [ACK, ACK | 0x08].map(|segment| (State::Established, flags, direction, segment))
+        });
+    assert_eq!(rested, expected.collect::<Vec<_>>());
 }
 
 #[test]

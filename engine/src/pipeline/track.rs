@@ -148,6 +148,9 @@ impl Tracker {
     #[inline]
     fn advance(&self, view: &View<'_>, parsed: &Parsed, connection: &Connection<'_>, direction: Direction) {
         let (id, timeouts) = (connection.id(), &view.snapshot.timeouts);
+        if connection.rests(direction, parsed.tcp_flags, timeouts) {
+            return;
+        }
         let transition = if parsed.flow.protocol() == protocol::TCP {
             let event = tcp::Event::of(parsed.tcp_flags);
             self.handle.tcp(id, direction, event, tcp::Mode::Normal, timeouts, view.now)
