@@ -3,6 +3,7 @@
 
 use super::partial;
 use crate::batch::Packet;
+use crate::packet::checksum::Delta;
 use crate::packet::ipv4::Ipv4;
 use crate::packet::ipv6::Ipv6;
 use crate::pipeline::Parsed;
@@ -11,12 +12,12 @@ use uvs_conntrack::Flow;
 /// Ages the packet by one hop. Returns whether its checksum was unfinished and is complete now.
 #[inline]
 pub(crate) fn pass(packet: &mut Packet<'_>, parsed: &Parsed) -> bool {
-    let unfinished = partial::is_unfinished(packet.frame(), parsed);
     let frame = packet.frame_mut();
+    let unfinished = partial::is_unfinished(frame, parsed);
     match &parsed.flow {
         Flow::V4(flow) => {
             if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
-                header.forward(flow.addresses);
+                header.forward(flow.addresses, Delta::default());
             }
         }
         Flow::V6(flow) => {

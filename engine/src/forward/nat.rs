@@ -15,13 +15,13 @@ use uvs_conntrack::{Flow, Flow4, Flow6};
 /// and is complete now.
 #[inline]
 pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
-    let unfinished = partial::is_unfinished(packet.frame(), parsed);
     let frame = packet.frame_mut();
+    let unfinished = partial::is_unfinished(frame, parsed);
+    let delta = Delta::default().word64(from.addresses, to.addresses);
     if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
-        header.forward(to.addresses);
+        header.forward(to.addresses, delta);
     }
-    let delta = Delta::default().word64(from.addresses, to.addresses).word32(from.ports, to.ports);
-    ports(frame, parsed, to.protocol, to.ports, delta);
+    ports(frame, parsed, from.protocol, to.ports, delta.word32(from.ports, to.ports));
     if unfinished {
         partial::finish(packet, parsed, &Flow::V4(*to));
     }
@@ -31,14 +31,14 @@ pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4,
 /// As [`translate4`], for IPv6.
 #[inline]
 pub(crate) fn translate6(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
-    let unfinished = partial::is_unfinished(packet.frame(), parsed);
     let frame = packet.frame_mut();
+    let unfinished = partial::is_unfinished(frame, parsed);
     if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
         header.forward(&to.addresses);
     }
     let words = from.addresses.iter().zip(&to.addresses);
     let delta = words.fold(Delta::default(), |delta, (old, new)| delta.word64(*old, *new));
-    ports(frame, parsed, to.protocol, to.ports, delta.word32(from.ports, to.ports));
+    ports(frame, parsed, from.protocol, to.ports, delta.word32(from.ports, to.ports));
     if unfinished {
         partial::finish(packet, parsed, &Flow::V6(*to));
     }

@@ -93,12 +93,12 @@ impl Sum {
 
     /// Folded to 16 bits, as it lies in memory.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "each step adds the bits that the cast drops")]
+    #[expect(clippy::cast_possible_truncation, reason = "each step adds the half that the cast drops")]
     pub fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        (sum + (sum >> 16)) as u16
+        let (sum, carry) = (self.0 as u32).overflowing_add((self.0 >> 32) as u32);
+        let sum = sum + u32::from(carry);
+        let (sum, carry) = (sum as u16).overflowing_add((sum >> 16) as u16);
+        sum + u16::from(carry)
     }
 
     /// What a header's checksum field holds for this sum, as it lies in memory.
@@ -133,6 +133,13 @@ impl Delta {
     pub fn word64(self, old: u64, new: u64) -> Delta {
         let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
         Delta(Sum(self.0.0 + halves(!old) + halves(new)))
+    }
+
+    /// Both rewrites together.
+    #[inline]
+    #[must_use]
+    pub fn plus(self, other: Delta) -> Delta {
+        Delta(self.0.plus(other.0))
     }
 
     /// The checksum field after the rewrite of a header whose field held `old`, both as they lie in memory.

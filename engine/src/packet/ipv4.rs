@@ -122,16 +122,14 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv4<B> {
 }
 
 impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
-    /// One hop less, and new addresses; the checksum follows.
+    /// One hop less, of which there must be one, and new addresses, which change sums by `delta`; the checksum follows.
     #[inline]
-    pub fn forward(&mut self, addresses: u64) {
-        let hop = u16::from_ne_bytes([self.0[field::TTL], self.0[field::PROTOCOL]]);
-        let delta = Delta::default().word64(self.addresses(), addresses);
+    pub fn forward(&mut self, addresses: u64, delta: Delta) {
         self.0[field::ADDRESSES].copy_from_slice(&addresses.to_ne_bytes());
         self.0[field::TTL] = self.0[field::TTL].wrapping_sub(1);
-        let delta = delta.word16(hop, u16::from_ne_bytes([self.0[field::TTL], self.0[field::PROTOCOL]]));
+        let hop = Delta::default().word16(u16::from_ne_bytes([1, 0]), 0);
         let old = u16::from_ne_bytes([self.0[10], self.0[11]]);
-        self.0[field::CHECKSUM].copy_from_slice(&delta.apply(old).to_ne_bytes());
+        self.0[field::CHECKSUM].copy_from_slice(&delta.plus(hop).apply(old).to_ne_bytes());
     }
 
     /// Writes a whole header without options for a packet of `payload` bytes, not to be fragmented.
@@ -207,7 +205,8 @@ mod tests {
     fn forwards_with_the_checksum() {
         let mut header = HEADER;
         let to = u64::from_ne_bytes([192, 0, 2, 1, 10, 0, 0, 9]);
-        Ipv4::parse_mut(&mut header, 0).unwrap().forward(to);
+        let delta = Delta::default().word64(Ipv4::parse(&HEADER, 0).unwrap().addresses(), to);
+        Ipv4::parse_mut(&mut header, 0).unwrap().forward(to, delta);
         let view = Ipv4::parse(&header, 0).unwrap();
         assert_eq!((view.ttl(), view.destination()), (63, Ipv4Addr::new(10, 0, 0, 9)));
         assert_eq!(Sum::of(&header).fold(), 0xffff);
