@@ -36,31 +36,37 @@ impl<'a> Packet<'a> {
     }
 
     /// The first (usually the only) part of the frame, from its Ethernet header on.
+    #[inline]
     pub fn frame(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
     /// The same, to rewrite.
+    #[inline]
     pub fn frame_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.end]
     }
 
     /// The parts after the first. Empty when the pipeline put a short frame in a long one's place.
+    #[inline]
     pub fn rest(&self) -> &'a [&'a [u8]] {
         self.rest
     }
 
     /// Length of the whole frame in bytes, all parts together.
+    #[inline]
     pub fn total_len(&self) -> usize {
         self.end - self.start + self.rest.iter().map(|part| part.len()).sum::<usize>()
     }
 
     /// Where the first part starts in the buffer: what a link needs to transmit it.
+    #[inline]
     pub fn start(&self) -> usize {
         self.start
     }
 
     /// Length of the first part in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.end - self.start
     }
@@ -71,6 +77,7 @@ impl<'a> Packet<'a> {
     }
 
     /// The device the frame came from.
+    #[inline]
     pub fn port(&self) -> PortId {
         self.port
     }

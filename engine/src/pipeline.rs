@@ -51,12 +51,10 @@ pub struct Pipeline {
 /// A frame between two stages.
 #[derive(Clone, Copy, Debug, Default)]
 struct Staged {
-    /// What its headers say, if its verdict is still open.
+    /// What its headers say.
     parsed: Parsed,
     /// Its flow's hash.
     hash: u64,
-    /// The verdict of a frame that is not TCP or UDP, or not ours, or not whole.
-    settled: Option<Verdict>,
 }
 
 impl Pipeline {
@@ -83,24 +81,32 @@ impl Pipeline {
 
     fn batch(&mut self, view: &View<'_>, packets: &mut [Packet<'_>], verdicts: &mut [Verdict]) {
         let ports = &view.snapshot.ports;
-        for (packet, staged) in packets.iter().zip(self.stage.iter_mut()) {
+        // Frames whose verdict is open after parsing: a bit each.
+        let mut open = 0_u64;
+        for (at, ((packet, verdict), staged)) in
+            packets.iter().zip(verdicts.iter_mut()).zip(self.stage.iter_mut()).enumerate()
+        {
             let port = ports.get(usize::from(packet.port().0));
-            staged.settled = parse::parse(packet, port, &mut staged.parsed).err();
-            if staged.settled.is_none() {
-                staged.hash = self.tracker.hash(&staged.parsed.flow);
+            match parse::parse(packet, port, &mut staged.parsed) {
+                Ok(()) => {
+                    staged.hash = self.tracker.hash(&staged.parsed.flow);
+                    open |= 1 << at;
+                }
+                Err(settled) => *verdict = settled,
             }
         }
-        for staged in &self.stage[..packets.len()] {
-            if staged.settled.is_none() {
+        for (at, staged) in self.stage[..packets.len()].iter().enumerate() {
+            if open & 1 << at != 0 {
                 self.tracker.prefetch(staged.hash);
             }
         }
         let mut transmitted = 0;
-        for ((packet, verdict), staged) in packets.iter_mut().zip(verdicts).zip(self.stage.iter()) {
-            *verdict = match staged.settled {
-                None => self.tracker.judge(view, packet, &staged.parsed, staged.hash),
-                Some(verdict) => verdict,
-            };
+        for (at, ((packet, verdict), staged)) in
+            packets.iter_mut().zip(verdicts).zip(self.stage.iter()).enumerate()
+        {
+            if open & 1 << at != 0 {
+                *verdict = self.tracker.judge(view, packet, &staged.parsed, staged.hash);
+            }
             match *verdict {
                 Verdict::Transmit(_) => transmitted += 1,
                 other => self.count(other),

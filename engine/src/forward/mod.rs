@@ -5,12 +5,12 @@ pub(crate) mod icmp;
 pub(crate) mod nat;
 pub(crate) mod partial;
 
-use crate::batch::Packet;
+use crate::batch::{Packet, PortId};
 use crate::nexthop::HopWord;
 use crate::packet::ethernet::{self, Ethernet};
 use crate::pipeline::Parsed;
 use crate::snapshot::Port;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::Reason;
 use uvs_conntrack::flags;
 
 /// A forwarding method.
@@ -61,15 +61,17 @@ impl Method {
 /// Addresses the frame to its next hop and says where it leaves. A tag stays on a frame that leaves by the device it came
 /// from, and is taken off otherwise: the VLAN is the ingress link's business.
 #[inline]
-pub(crate) fn send(packet: &mut Packet<'_>, parsed: &Parsed, hop: HopWord, egress: &Port) -> Verdict {
+pub(crate) fn send(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    hop: HopWord,
+    egress: &Port,
+) -> Result<PortId, Reason> {
     if parsed.is_tagged() && packet.port() != hop.port() {
         strip_tag(packet);
     }
-    match Ethernet::parse_mut(packet.frame_mut()) {
-        Ok(mut header) => header.set_addresses(hop.mac(), egress.mac),
-        Err(_) => return Verdict::Drop(Reason::Truncated),
-    }
-    Verdict::Transmit(hop.port())
+    Ethernet::parse_mut(packet.frame_mut())?.set_addresses(hop.mac(), egress.mac);
+    Ok(hop.port())
 }
 
 /// Takes the tag off; both addresses are to be written anew.

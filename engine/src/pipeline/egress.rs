@@ -3,7 +3,7 @@
 use super::View;
 use super::parse::Parsed;
 use super::track::Tracker;
-use crate::batch::Packet;
+use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::{self, Method, direct, nat, partial};
@@ -77,7 +77,7 @@ impl From<Reason> for Refused {
 }
 
 impl Tracker {
-    /// Rewrites the packet as its connection's and sends it.
+    /// Rewrites the packet as its connection's, to be sent by the device returned. None: it is for this host itself.
     #[inline]
     pub(super) fn forward(
         &self,
@@ -87,11 +87,11 @@ impl Tracker {
         connection: &Connection<'_>,
         direction: Direction,
         way: Way,
-    ) -> Result<Verdict, Refused> {
+    ) -> Result<Option<PortId>, Refused> {
         let method = Method::of_flags(connection.meta().flags()).ok_or(Reason::DestinationGone)?;
         let Way::Hop(hop) = way else {
             let to = connection.flow(direction.reversed()).reversed();
-            return self.deliver(packet, parsed, method, &to);
+            return self.deliver(packet, parsed, method, &to).map(|()| None);
         };
         let port = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         if parsed.hops_left <= 1 {
@@ -115,7 +115,7 @@ impl Tracker {
         if completed {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        Ok(forward::send(packet, parsed, hop, port))
+        Ok(Some(forward::send(packet, parsed, hop, port)?))
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where
@@ -127,20 +127,25 @@ impl Tracker {
         parsed: &Parsed,
         method: Method,
         to: &Flow,
-    ) -> Result<Verdict, Refused> {
+    ) -> Result<(), Refused> {
         if method == Method::Nat && parsed.flow.destination().port() != to.destination().port() {
             return Err(Reason::LocalServer.into());
         }
-        Ok(self.give_back(packet, parsed))
+        self.complete(packet, parsed);
+        Ok(())
     }
 
     /// The host's own stack gets the packet, its checksum complete.
     pub(super) fn give_back(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+        self.complete(packet, parsed);
+        Verdict::ToKernel
+    }
+
+    fn complete(&self, packet: &mut Packet<'_>, parsed: &Parsed) {
         if partial::is_unfinished(packet.frame(), parsed) {
             partial::finish(packet, parsed, &parsed.flow);
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        Verdict::ToKernel
     }
 
     /// The packet is dropped. Its sender is told, if there is something to tell and not too much was told lately.

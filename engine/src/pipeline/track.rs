@@ -117,7 +117,8 @@ impl Tracker {
             self.traffic.packet(hit.direction, parsed.packet_len() as u64);
         }
         match self.forward(view, packet, parsed, &connection, hit.direction, way) {
-            Ok(verdict) => verdict,
+            Ok(Some(port)) => Verdict::Transmit(port),
+            Ok(None) => Verdict::ToKernel,
             Err(refused) => self.refuse(view, packet, parsed, refused),
         }
     }
@@ -139,7 +140,8 @@ impl Tracker {
         self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
         self.traffic.packet(Direction::In, parsed.packet_len() as u64);
         match self.forward(view, packet, parsed, &connection, Direction::In, way) {
-            Ok(verdict) => verdict,
+            Ok(Some(port)) => Verdict::Transmit(port),
+            Ok(None) => Verdict::ToKernel,
             Err(refused) => self.refuse(view, packet, parsed, refused),
         }
     }
