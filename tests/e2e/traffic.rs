@@ -4,9 +4,10 @@ use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load, on
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use uvs_lab::http::{Connection, Load, Report, Server};
-use uvs_lab::{Plan, Prefix, stream, udp};
+use uvs_lab::probe::{RawTcp, flags};
+use uvs_lab::{Plan, Prefix, stream, udp, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("new_connections", || in_default_world(|world| both_families(world, false))),
@@ -26,6 +27,7 @@ pub(crate) const TESTS: Tests = &[
     ("real_servers_on_another_port", || in_default_world(real_servers_on_another_port)),
     ("datagrams", || in_default_world(datagrams)),
     ("direct_routing", || in_world(&one_arm(), &[], direct_routing)),
+    ("a_table_that_grows", || in_default_world(a_table_that_grows)),
     ("two_workers_and_uneven_queues", || {
         let plan = Plan { client_queues: 2, server_queues: 1, ..Plan::default() };
         in_world(&plan, &["--workers", "2"], two_workers)
@@ -248,4 +250,33 @@ fn three_servers(world: &mut World) -> Outcome {
     world.balance(V4, "wrr", &[1, 2, 3])?;
     let report = run(world, &load(world.service(V4), 60, false))?;
     expect_shares(&report, &[("rs1", 10), ("rs2", 20), ("rs3", 30)])
+}
+
+/// The connection table's index doubles several times while connections come, and refuses none.
+fn a_table_that_grows(world: &mut World) -> Outcome {
+    const CONNECTIONS: u16 = 60_000;
+    const BURST: u16 = 500;
+    world.balance(V4, "rr", &[1, 1])?;
+    let raw = RawTcp::open(&world.topology.client)?;
+    let (IpAddr::V4(client), SocketAddr::V4(service)) =
+        (world.topology.client_address(V4), world.service(V4))
+    else {
+        return Err("the lab has no IPv4".into());
+    };
+    // As many at a time as no ring loses; one that is lost all the same comes again, as a client's would.
+    for first in (0..CONNECTIONS).step_by(usize::from(BURST)) {
+        let expected = u64::from(first + BURST);
+        wait::until("the connections of a burst", LIMIT, || {
+            let mut ports = 1024 + first..1024 + first + BURST;
+            ports.all(|port| raw.send(SocketAddrV4::new(client, port), service, flags::SYN).is_ok())
+                && world.status().is_ok_and(|status| status.table.inserted >= expected)
+        })?;
+    }
+    let table = world.status()?.table;
+    check(table.full == 0, format!("{} connections were refused", table.full))?;
+    check(
+        table.inserted >= u64::from(CONNECTIONS),
+        format!("only {} connections were made", table.inserted),
+    )?;
+    run(world, &load(world.service(V4), 20, false)).map(drop)
 }

@@ -90,7 +90,7 @@ impl Report {
                 resident_bytes: table.resident_bytes,
                 inserted: table.inserted,
                 expired: table.expired,
-                full: table.full,
+                full: table.full + table.index_full,
             },
             services: snapshot.services.len() as u64,
             servers: servers as u64,
