@@ -1,16 +1,20 @@
 //! Bad input and faults: one clear sentence and an exit code, or a named counter; nothing panics.
 
 use crate::director::{
-    Director, LIMIT, PublicCopy, V4, V6, World, in_default_world, in_world, ipvsadm, load, output,
+    Director, LIMIT, PublicCopy, UVS, V4, V6, World, in_default_world, in_world, ipvsadm, load, output,
     unprivileged, uvs,
 };
 use crate::harness::{Outcome, Tests, check, topology};
 use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
+use nix::libc;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use uvs::engine::steer::{Mode, Steering, WantedMode};
@@ -22,6 +26,7 @@ pub(crate) const TESTS: Tests = &[
     ("an_unknown_interface", an_unknown_interface),
     ("no_interface_at_all", no_interface_at_all),
     ("no_privilege", no_privilege),
+    ("a_kernel_without_af_xdp", no_af_xdp),
     ("a_device_with_another_xdp_program", another_xdp_program),
     ("a_queue_with_another_socket", || in_default_world(a_queue_that_is_taken)),
     ("a_second_director_in_the_namespace", || in_default_world(a_second_director)),
@@ -74,6 +79,29 @@ fn no_privilege() -> Outcome {
     let copy = PublicCopy::make("run")?;
     let mut command = unprivileged(&copy, &["run", "--interface", "eth0"]);
     refused(&output(&topology.director, &mut command)?, &["CAP_NET_ADMIN", "CAP_BPF"])
+}
+
+/// A kernel built without AF_XDP, as far as the director can tell.
+fn no_af_xdp() -> Outcome {
+    let topology = topology()?;
+    let output = topology.director.run(|| -> Result<Output, Failed> {
+        // For this thread, which ends with the closure, and what it starts.
+        seccompiler::apply_filter(&without_af_xdp()?)?;
+        Ok(Command::new(UVS).args(["run", "--interface", "eth0"]).output()?)
+    })??;
+    refused(&output, &["AF_XDP", "CONFIG_XDP_SOCKETS"])?;
+    check(output.status.code() == Some(2), format!("ended with {}", output.status))
+}
+
+/// `socket(AF_XDP, …)` fails as it does where the family is not built in; every other call is let through.
+fn without_af_xdp() -> Result<BpfProgram, Failed> {
+    let family = u64::try_from(libc::AF_XDP)?;
+    let is_xdp = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family)?;
+    let rules = [(libc::SYS_socket, vec![SeccompRule::new(vec![is_xdp])?])].into();
+    let refusal = SeccompAction::Errno(u32::try_from(libc::EAFNOSUPPORT)?);
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, refusal, std::env::consts::ARCH.try_into()?)?;
+    Ok(filter.try_into()?)
 }
 
 fn nobody_else_may_command(world: &mut World) -> Outcome {
