@@ -14,7 +14,9 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
-use uvs_conntrack::{DestinationId, Flow, Flow4, Limits, NewConnection, SharedHandle, SharedTable, Tick};
+use uvs_conntrack::{
+    Candidate, DestinationId, Flow, Flow4, Limits, NewConnection, SharedHandle, SharedTable, Tick,
+};
 
 const SIZES: [u32; 3] = [4096, 65_536, 1_048_576];
 const BATCH: usize = 64;
@@ -65,20 +67,18 @@ impl Store for Uvs {
     }
 
     fn lookup(&self, flows: &[Flow4; BATCH], now: Tick) -> usize {
-        let mut hashes = [0; BATCH];
-        for (hash, flow) in hashes.iter_mut().zip(flows) {
-            *hash = self.0.hash4(flow);
-            self.0.prefetch(*hash);
-        }
-        for hash in hashes {
-            self.0.candidates(hash);
-        }
-        let found = |(hash, flow): (u64, &Flow4)| {
-            let hit = self.0.find4(hash, flow)?;
+        let hashes = flows.map(|flow| {
+            let hash = self.0.hash4(&flow);
+            self.0.prefetch(hash);
+            hash
+        });
+        let candidates = hashes.map(|hash| self.0.candidate(hash));
+        let found = |(candidate, flow): (Candidate, &Flow4)| {
+            let hit = self.0.find4(candidate, flow)?;
             self.0.connection(hit.id)?.touch(hit.direction, now);
             Some(())
         };
-        hashes.into_iter().zip(flows).filter_map(found).count()
+        candidates.into_iter().zip(flows).filter_map(found).count()
     }
 
     fn expire(&mut self, now: Tick) -> usize {

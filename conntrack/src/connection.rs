@@ -1,12 +1,12 @@
 //! One connection, as its packets and listings see it.
 
+use crate::DestinationId;
 use crate::flow::{Direction, Flow, Flow4, Flow6};
 use crate::layout::{Cold, Head, Narrow, Wide};
 use crate::meta::{Meta, flags};
-use crate::protocol::{self, tcp, udp};
+use crate::protocol;
 use crate::sync::{AcqRel, Acquire, Relaxed};
 use crate::time::Tick;
-use crate::{DestinationId, Timeouts};
 
 /// Names an entry of the table: bit 30 the class, below it the number.
 ///
@@ -163,20 +163,22 @@ impl Connection<'_> {
         self.entry.flow(direction, self.meta())
     }
 
-    /// As [`Connection::flow`] when both sides are IPv4, at the least cost.
+    /// As [`Connection::flow`] when both sides are IPv4, at the least cost; `meta` is what [`Connection::meta`] said.
     #[inline]
     #[must_use]
-    pub fn flow4(&self, direction: Direction) -> Option<Flow4> {
-        match (self.entry, self.flow_if_wide(direction)) {
-            (Entry::Narrow(narrow, _), _) => Some(narrow.flow(direction, self.meta().protocol())),
-            (Entry::Wide(_), Some(Flow::V4(flow))) => Some(flow),
-            (Entry::Wide(_), _) => None,
+    pub fn flow4(&self, meta: Meta, direction: Direction) -> Option<Flow4> {
+        match self.entry {
+            Entry::Narrow(narrow, _) => Some(narrow.flow(direction, meta.protocol())),
+            Entry::Wide(_) => self.wide_flow4(direction),
         }
     }
 
-    #[inline]
-    fn flow_if_wide(&self, direction: Direction) -> Option<Flow> {
-        matches!(self.entry, Entry::Wide(_)).then(|| self.flow(direction))
+    #[cold]
+    fn wide_flow4(&self, direction: Direction) -> Option<Flow4> {
+        match self.flow(direction) {
+            Flow::V4(flow) => Some(flow),
+            Flow::V6(_) => None,
+        }
     }
 
     /// Its real server.
@@ -273,21 +275,6 @@ impl Connection<'_> {
         if direction == Direction::In {
             head.packets.store(head.packets.load(Relaxed).wrapping_add(1), Relaxed);
         }
-    }
-
-    /// Whether a packet with these TCP flags (of UDP: any) leaves state, flags and timeout as they are, told at a glance:
-    /// so of the acknowledgements of an established connection, hence of nearly all packets. `false` says nothing.
-    #[inline]
-    #[must_use]
-    pub fn rests(&self, direction: Direction, tcp_flags: u8, timeouts: &Timeouts) -> bool {
-        let meta = self.meta();
-        if meta.protocol() != protocol::TCP {
-            // A reply may have a template to assure.
-            return direction == Direction::In && meta.is_at(udp::NORMAL, timeouts.udp());
-        }
-        tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK) == tcp::ACK
-            && meta.is_at(tcp::State::Established as u8, timeouts.tcp(tcp::State::Established))
-            && (direction == Direction::In || !meta.has(flags::NO_OUTPUT))
     }
 
     /// What [`Connection::set_hop`] stored for packets that arrive travelling in `direction`; 0 at first.

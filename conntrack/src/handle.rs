@@ -3,8 +3,7 @@
 use crate::allocator::Allocator;
 use crate::connection::{Class, ConnId, Connection, Entry};
 use crate::flow::{Direction, Flow, Flow4, Flow6};
-use crate::index::{Reference, lowest};
-use crate::layout::Bucket;
+use crate::index::Reference;
 use crate::meta::Meta;
 use crate::stats::Counters;
 use crate::storage::{Storage, prefetch};
@@ -22,6 +21,20 @@ pub struct Hit {
     pub id: ConnId,
     /// Which of its flows matched: [`Direction::In`] is the client's.
     pub direction: Direction,
+}
+
+/// What the second stage of a lookup leaves to the last: good until the handle's next quiescent point. Whatever happened in
+/// between, the last stage finds what a search finds.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    hash: u64,
+    likeliest: Reference,
+}
+
+impl Default for Candidate {
+    fn default() -> Self {
+        Candidate { hash: 0, likeliest: Reference::EMPTY }
+    }
 }
 
 /// One thread's access to a table.
@@ -121,7 +134,7 @@ impl<S: Storage> Handle<S> {
     }
 
     /// The hash of a flow, for the staged lookup: hash all of a batch and [`Handle::prefetch`] each, then
-    /// [`Handle::candidates`] of each, then find each.
+    /// [`Handle::candidate`] of each, then find each.
     #[inline]
     #[must_use]
     pub fn hash4(&self, flow: &Flow4) -> u64 {
@@ -150,16 +163,12 @@ impl<S: Storage> Handle<S> {
         }
     }
 
-    /// Second stage: fetches the entries a hash may mean, or the next bucket when the first passes searches on.
+    /// Second stage: fetches the entries a hash may mean, or the next bucket when the first passes searches on. Returns the
+    /// likeliest entry, for the last stage to try before it searches.
     #[inline]
-    pub fn candidates(&self, hash: u64) {
-        let index = self.table.index();
-        let fetch = |bucket: &Bucket, mut mask: u32| {
-            while mask != 0 {
-                self.prefetch_entry(bucket.reference(lowest(&mut mask)));
-            }
-        };
-        index.near(hash, fetch, prefetch);
+    pub fn candidate(&self, hash: u64) -> Candidate {
+        let fetch = |reference| self.prefetch_entry(reference);
+        Candidate { hash, likeliest: self.table.index().near(hash, fetch, prefetch) }
     }
 
     #[inline]
@@ -177,17 +186,33 @@ impl<S: Storage> Handle<S> {
         }
     }
 
-    /// Last stage: the connection with this flow, whose hash is `hash`.
+    /// Last stage: the connection with this flow, whose candidate this is, of the same batch.
     #[inline]
     #[must_use]
-    pub fn find4(&self, hash: u64, flow: &Flow4) -> Option<Hit> {
+    pub fn find4(&self, candidate: Candidate, flow: &Flow4) -> Option<Hit> {
+        if let hit @ Some(_) = self.matches4(candidate.likeliest, flow) {
+            return hit;
+        }
+        self.search4(candidate.hash, flow)
+    }
+
+    /// As [`Handle::find4`].
+    #[inline]
+    #[must_use]
+    pub fn find6(&self, candidate: Candidate, flow: &Flow6) -> Option<Hit> {
+        if let hit @ Some(_) = self.matches6(candidate.likeliest, flow, false) {
+            return hit;
+        }
+        self.search6(candidate.hash, flow)
+    }
+
+    #[inline(never)]
+    fn search4(&self, hash: u64, flow: &Flow4) -> Option<Hit> {
         self.table.index().search(hash, |found| self.matches4(found.reference, flow))
     }
 
-    /// Last stage: the connection with this flow, whose hash is `hash`.
-    #[inline]
-    #[must_use]
-    pub fn find6(&self, hash: u64, flow: &Flow6) -> Option<Hit> {
+    #[inline(never)]
+    fn search6(&self, hash: u64, flow: &Flow6) -> Option<Hit> {
         self.table.index().search(hash, |found| self.matches6(found.reference, flow, false))
     }
 
@@ -196,8 +221,8 @@ impl<S: Storage> Handle<S> {
     #[must_use]
     pub fn find(&self, flow: &Flow) -> Option<Hit> {
         match flow {
-            Flow::V4(flow) => self.find4(self.hash4(flow), flow),
-            Flow::V6(flow) => self.find6(self.hash6(flow), flow),
+            Flow::V4(flow) => self.search4(self.hash4(flow), flow),
+            Flow::V6(flow) => self.search6(self.hash6(flow), flow),
         }
     }
 

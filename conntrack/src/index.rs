@@ -221,19 +221,27 @@ impl<'a> Index<'a> {
         self.buckets.get(bucket_at(hash, 0, self.levels().target()))
     }
 
-    /// Shows the slots of the first bucket whose tag fits to `fetch`, or the bucket a search would look at next to `ahead`.
+    /// What the slots of the first bucket whose tag fits refer to, each shown to `fetch`: the first of them, which nearly always
+    /// is the flow's. When there is none, the bucket a search would look at next is shown to `ahead`.
     #[inline]
-    pub(crate) fn near(&self, hash: u64, fetch: impl Fn(&Bucket, u32), ahead: impl Fn(&Bucket)) {
+    pub(crate) fn near(&self, hash: u64, fetch: impl Fn(Reference), ahead: impl Fn(&Bucket)) -> Reference {
         let level = self.levels().target();
-        let Some(bucket) = self.buckets.get(bucket_at(hash, 0, level)) else { return };
-        let (mask, header) = bucket.probe(tag(hash));
-        fetch(bucket, mask);
-        if mask == 0
-            && header & 1 << level != 0
-            && let Some(next) = self.buckets.get(bucket_at(hash, 1, level))
-        {
-            ahead(next);
+        let Some(bucket) = self.buckets.get(bucket_at(hash, 0, level)) else { return Reference::EMPTY };
+        let (mut mask, header) = bucket.probe(tag(hash));
+        if mask == 0 {
+            if header & 1 << level != 0
+                && let Some(next) = self.buckets.get(bucket_at(hash, 1, level))
+            {
+                ahead(next);
+            }
+            return Reference::EMPTY;
         }
+        let first = bucket.reference(lowest(&mut mask));
+        fetch(first);
+        while mask != 0 {
+            fetch(bucket.reference(lowest(&mut mask)));
+        }
+        first
     }
 
     /// Shows every entry whose tag fits to `visit` until it answers.

@@ -1,5 +1,8 @@
 //! The one word of a connection that changes by compare-and-swap: its phase, flags, state, protocol and timeout.
 
+use crate::protocol::{self, tcp, udp};
+use crate::{Direction, Timeouts};
+
 /// Where in its life an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -130,6 +133,20 @@ impl Meta {
         self.0 & (STATE | TIMEOUT) == u64::from(state) << STATE_AT | u64::from(timeout)
     }
 
+    /// Whether a packet with these TCP flags (of UDP: any) leaves state, flags and timeout as they are, told at a glance:
+    /// true of the acknowledgements of an established connection, hence of nearly all packets. `false` says nothing.
+    #[inline]
+    #[must_use]
+    pub fn rests(self, direction: Direction, tcp_flags: u8, timeouts: &Timeouts) -> bool {
+        if self.protocol() != protocol::TCP {
+            // A reply may have a template to assure.
+            return direction == Direction::In && self.is_at(udp::NORMAL, timeouts.udp());
+        }
+        tcp_flags & (tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK) == tcp::ACK
+            && self.is_at(tcp::State::Established as u8, timeouts.tcp(tcp::State::Established))
+            && (direction == Direction::In || !self.has(flags::NO_OUTPUT))
+    }
+
     /// Whether it is a connection, not the remains of one.
     #[inline]
     #[must_use]
@@ -180,10 +197,10 @@ impl Meta {
 
     /// Whether the side that sends in `direction` is IPv4, in a wide entry.
     #[inline]
-    pub(crate) fn is_ipv4(self, direction: crate::Direction) -> bool {
+    pub(crate) fn is_ipv4(self, direction: Direction) -> bool {
         match direction {
-            crate::Direction::In => self.0 & CLIENT4 != 0,
-            crate::Direction::Out => self.0 & REAL4 != 0,
+            Direction::In => self.0 & CLIENT4 != 0,
+            Direction::Out => self.0 & REAL4 != 0,
         }
     }
 
@@ -224,7 +241,7 @@ mod tests {
         let meta = meta.without(flags::INACTIVE).with_controls().with_replies().with_families(false, true);
         assert_eq!(reading(meta), (6, 0x3ee7, 1, 9, Phase::Live));
         assert!(meta.controls() && meta.has_replies());
-        assert!(meta.is_ipv4(crate::Direction::Out) && !meta.is_ipv4(crate::Direction::In));
+        assert!(meta.is_ipv4(Direction::Out) && !meta.is_ipv4(Direction::In));
         assert_eq!(reading(meta.with(flags::INACTIVE).without_controls()), (6, 0x3fe7, 1, 9, Phase::Live));
     }
 }

@@ -55,7 +55,10 @@ fn both_directions_find_a_connection_of_either_family() {
         assert_eq!(handle.find(&new.client.reversed()), None);
         let found = handle.connection(id).expect("the entry");
         assert_eq!((found.client(), found.real()), (new.client, new.real));
-        assert_eq!(found.flow4(Direction::In).map(Flow::V4), Some(new.client).filter(Flow::is_ipv4));
+        assert_eq!(
+            found.flow4(found.meta(), Direction::In).map(Flow::V4),
+            Some(new.client).filter(Flow::is_ipv4)
+        );
         assert_eq!(found.destination(), DestinationId(3));
         assert_eq!((found.is_active(), found.state_name(), found.seconds_left(NOW)), (false, "NONE", 3));
     }
@@ -77,8 +80,8 @@ fn a_tunnel_joins_families() {
     assert_eq!(handle.find(&new.real), Some(Hit { id, direction: Direction::Out }));
     let Flow::V4(real) = new.real else { panic!("an IPv4 flow") };
     let found = handle.connection(id).expect("the entry");
-    assert_eq!(found.flow4(Direction::Out), Some(real));
-    assert_eq!(found.flow4(Direction::In), None);
+    assert_eq!(found.flow4(found.meta(), Direction::Out), Some(real));
+    assert_eq!(found.flow4(found.meta(), Direction::In), None);
 }
 
 #[test]
@@ -235,7 +238,7 @@ fn what_leaves_a_connection_at_rest_changes_nothing() {
         for direction in [Direction::In, Direction::Out] {
             for segment in [ACK, 0, SYN, FIN | ACK, RST, ACK | 0x08] {
                 let connection = handle.connection(id).expect("the entry");
-                if !connection.rests(direction, segment, &timeouts) {
+                if !connection.meta().rests(direction, segment, &timeouts) {
                     continue;
                 }
                 let before = connection.meta();

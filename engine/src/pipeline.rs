@@ -10,7 +10,7 @@ mod schedule;
 mod state;
 mod track;
 
-pub(crate) use parse::{Kind, Parsed};
+pub(crate) use parse::{Kind, PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
 
 use crate::batch::{BATCH, Packet};
 use crate::counters::{Event, WorkerCounters};
@@ -20,7 +20,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::worker::Process;
 use std::sync::Arc;
 use track::Tracker;
-use uvs_conntrack::{SharedHandle, Tick};
+use uvs_conntrack::{Candidate, SharedHandle, Tick};
 
 /// Chunks of 64 connections looked at for expiry in one tick: four hundred thousand connections in a second.
 const SWEEP: usize = 64;
@@ -55,6 +55,8 @@ struct Staged {
     parsed: Parsed,
     /// Its flow's hash.
     hash: u64,
+    /// The connection it may belong to.
+    candidate: Candidate,
 }
 
 impl Pipeline {
@@ -95,9 +97,9 @@ impl Pipeline {
                 Err(settled) => *verdict = settled,
             }
         }
-        for (at, staged) in self.stage[..packets.len()].iter().enumerate() {
+        for (at, staged) in self.stage[..packets.len()].iter_mut().enumerate() {
             if open & 1 << at != 0 {
-                self.tracker.prefetch(staged.hash);
+                staged.candidate = self.tracker.candidate(staged.hash);
             }
         }
         let mut transmitted = 0;
@@ -105,7 +107,7 @@ impl Pipeline {
             packets.iter_mut().zip(verdicts).zip(self.stage.iter()).enumerate()
         {
             if open & 1 << at != 0 {
-                *verdict = self.tracker.judge(view, packet, &staged.parsed, staged.hash);
+                *verdict = self.tracker.judge(view, packet, &staged.parsed, staged.candidate);
             }
             match *verdict {
                 Verdict::Transmit(_) => transmitted += 1,

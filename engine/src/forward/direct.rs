@@ -13,7 +13,6 @@ use uvs_conntrack::Flow;
 #[inline]
 pub(crate) fn pass(packet: &mut Packet<'_>, parsed: &Parsed) -> bool {
     let frame = packet.frame_mut();
-    let unfinished = partial::is_unfinished(frame, parsed);
     match &parsed.flow {
         Flow::V4(flow) => {
             if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
@@ -26,8 +25,5 @@ pub(crate) fn pass(packet: &mut Packet<'_>, parsed: &Parsed) -> bool {
             }
         }
     }
-    if unfinished {
-        partial::finish(packet, parsed, &parsed.flow);
-    }
-    unfinished
+    partial::complete(packet, parsed)
 }

@@ -53,9 +53,7 @@ const TTL: u8 = 64;
 /// Turns the packet into a report to its sender, from the address it was sent to, back the way it came. The frame is spoilt
 /// when this fails (no headroom); it is dropped anyway.
 pub(crate) fn report(packet: &mut Packet<'_>, parsed: &Parsed, report: Report) -> Result<Verdict, Error> {
-    if partial::is_unfinished(packet.frame(), parsed) {
-        partial::finish(packet, parsed, &parsed.flow);
-    }
+    partial::complete(packet, parsed);
     let (header, max) = match parsed.flow {
         Flow::V4(_) => (ipv4::HEADER_LEN, MAX_LEN_V4),
         Flow::V6(_) => (ipv6::HEADER_LEN, MAX_LEN_V6),

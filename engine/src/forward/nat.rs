@@ -6,52 +6,113 @@ use crate::packet::checksum::Delta;
 use crate::packet::ipv4::Ipv4;
 use crate::packet::ipv6::Ipv6;
 use crate::packet::protocol;
-use crate::packet::tcp::Tcp;
-use crate::packet::udp::Udp;
-use crate::pipeline::Parsed;
+use crate::packet::tcp::{self, Tcp};
+use crate::packet::udp::{self, Udp};
+use crate::pipeline::{PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
 use uvs_conntrack::{Flow, Flow4, Flow6};
 
 /// Makes an IPv4 packet of the flow `from` one of the flow `to`, one hop older. Returns whether its checksum was unfinished
 /// and is complete now.
 #[inline]
 pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
+    const TCP: usize = PLAIN_TRANSPORT4 + tcp::HEADER_LEN;
+    const UDP: usize = PLAIN_TRANSPORT4 + udp::HEADER_LEN;
     let frame = packet.frame_mut();
-    let unfinished = partial::is_unfinished(frame, parsed);
-    let delta = Delta::default().word64(from.addresses, to.addresses);
-    if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
-        header.forward(to.addresses, delta);
-    }
-    ports(frame, parsed, from.protocol, to.ports, delta.word32(from.ports, to.ports));
+    // The same code three times: of the first two the compiler knows where every field lies.
+    let unfinished = if !parsed.is_plain4() {
+        rewrite4(frame, parsed.network(), parsed.transport(), parsed, from, to)
+    } else if from.protocol == protocol::TCP
+        && let Some(head) = frame.first_chunk_mut::<TCP>()
+    {
+        let from = Flow4 { protocol: protocol::TCP, ..*from };
+        rewrite4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
+    } else if from.protocol == protocol::UDP
+        && let Some(head) = frame.first_chunk_mut::<UDP>()
+    {
+        let from = Flow4 { protocol: protocol::UDP, ..*from };
+        rewrite4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
+    } else {
+        false
+    };
     if unfinished {
         partial::finish(packet, parsed, &Flow::V4(*to));
     }
     unfinished
 }
 
+#[inline(always)]
+fn rewrite4(
+    frame: &mut [u8],
+    network: usize,
+    transport: usize,
+    parsed: &Parsed,
+    from: &Flow4,
+    to: &Flow4,
+) -> bool {
+    let pseudo = partial::pseudo4(from, parsed.transport_len());
+    let unfinished = partial::is_unfinished(frame, transport, parsed.kind, from.protocol, pseudo);
+    let delta = Delta::default().word64(from.addresses, to.addresses);
+    if let Ok(mut header) = Ipv4::parse_mut(frame, network) {
+        header.forward(to.addresses, delta);
+    }
+    ports(frame, transport, from.protocol, to.ports, delta.word32(from.ports, to.ports));
+    unfinished
+}
+
 /// As [`translate4`], for IPv6.
 #[inline]
 pub(crate) fn translate6(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
+    const TCP: usize = PLAIN_TRANSPORT6 + tcp::HEADER_LEN;
+    const UDP: usize = PLAIN_TRANSPORT6 + udp::HEADER_LEN;
     let frame = packet.frame_mut();
-    let unfinished = partial::is_unfinished(frame, parsed);
-    if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
-        header.forward(&to.addresses);
-    }
-    let words = from.addresses.iter().zip(&to.addresses);
-    let delta = words.fold(Delta::default(), |delta, (old, new)| delta.word64(*old, *new));
-    ports(frame, parsed, from.protocol, to.ports, delta.word32(from.ports, to.ports));
+    let unfinished = if !parsed.is_plain6() {
+        rewrite6(frame, parsed.network(), parsed.transport(), parsed, from, to)
+    } else if from.protocol == protocol::TCP
+        && let Some(head) = frame.first_chunk_mut::<TCP>()
+    {
+        let from = Flow6 { protocol: protocol::TCP, ..*from };
+        rewrite6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
+    } else if from.protocol == protocol::UDP
+        && let Some(head) = frame.first_chunk_mut::<UDP>()
+    {
+        let from = Flow6 { protocol: protocol::UDP, ..*from };
+        rewrite6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
+    } else {
+        false
+    };
     if unfinished {
         partial::finish(packet, parsed, &Flow::V6(*to));
     }
     unfinished
 }
 
-#[inline]
-fn ports(frame: &mut [u8], parsed: &Parsed, protocol: u8, ports: u32, delta: Delta) {
+#[inline(always)]
+fn rewrite6(
+    frame: &mut [u8],
+    network: usize,
+    transport: usize,
+    parsed: &Parsed,
+    from: &Flow6,
+    to: &Flow6,
+) -> bool {
+    let pseudo = partial::pseudo6(from, parsed.transport_len());
+    let unfinished = partial::is_unfinished(frame, transport, parsed.kind, from.protocol, pseudo);
+    if let Ok(mut header) = Ipv6::parse_mut(frame, network) {
+        header.forward(&to.addresses);
+    }
+    let words = from.addresses.iter().zip(&to.addresses);
+    let delta = words.fold(Delta::default(), |delta, (old, new)| delta.word64(*old, *new));
+    ports(frame, transport, from.protocol, to.ports, delta.word32(from.ports, to.ports));
+    unfinished
+}
+
+#[inline(always)]
+fn ports(frame: &mut [u8], transport: usize, protocol: u8, ports: u32, delta: Delta) {
     if protocol == protocol::TCP {
-        if let Ok(mut tcp) = Tcp::parse_mut(frame, parsed.transport()) {
+        if let Ok(mut tcp) = Tcp::parse_mut(frame, transport) {
             tcp.translate(ports, delta);
         }
-    } else if let Ok(mut udp) = Udp::parse_mut(frame, parsed.transport()) {
+    } else if let Ok(mut udp) = Udp::parse_mut(frame, transport) {
         udp.translate(ports, delta);
     }
 }

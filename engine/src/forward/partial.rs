@@ -6,19 +6,31 @@ use crate::packet::protocol;
 use crate::packet::tcp::{self, Tcp};
 use crate::packet::udp::{self, Udp};
 use crate::pipeline::{Kind, Parsed};
-use uvs_conntrack::Flow;
+use uvs_conntrack::{Flow, Flow4, Flow6};
 
-/// Whether the frame's transport checksum holds only the pseudo-header's sum.
+/// Whether a packet's transport checksum, its header at `frame[transport..]`, holds only the sum of this pseudo-header.
+#[inline(always)]
+pub(crate) fn is_unfinished(frame: &[u8], transport: usize, kind: Kind, protocol: u8, pseudo: Sum) -> bool {
+    let Some(field) = field(frame, transport, protocol) else { return false };
+    kind == Kind::Whole && checksum::is_partial(field, pseudo)
+}
+
+/// Completes the transport checksum of a packet that stays as it is, if it is unfinished. Returns whether it was.
 #[inline]
-pub(crate) fn is_unfinished(frame: &[u8], parsed: &Parsed) -> bool {
-    let Some(field) = field(frame, parsed) else { return false };
-    parsed.kind == Kind::Whole && checksum::is_partial(field, pseudo(&parsed.flow, parsed.transport_len()))
+pub(crate) fn complete(packet: &mut Packet<'_>, parsed: &Parsed) -> bool {
+    let (flow, pseudo) = (&parsed.flow, pseudo(&parsed.flow, parsed.transport_len()));
+    let unfinished = is_unfinished(packet.frame(), parsed.transport(), parsed.kind, flow.protocol(), pseudo);
+    if unfinished {
+        finish(packet, parsed, flow);
+    }
+    unfinished
 }
 
 /// Computes the frame's transport checksum over all its parts; its headers say `flow` by now.
+#[cold]
 pub(crate) fn finish(packet: &mut Packet<'_>, parsed: &Parsed, flow: &Flow) {
     let frame = packet.frame();
-    let Some(field) = field(frame, parsed) else { return };
+    let Some(field) = field(frame, parsed.transport(), flow.protocol()) else { return };
     let first = &frame[parsed.transport()..];
     let mut left = parsed.transport_len();
     let parts = std::iter::once(first).chain(packet.rest().iter().copied()).map(|part| {
@@ -37,24 +49,35 @@ pub(crate) fn finish(packet: &mut Packet<'_>, parsed: &Parsed, flow: &Flow) {
     }
 }
 
-#[inline]
-fn field(frame: &[u8], parsed: &Parsed) -> Option<u16> {
-    let at = match parsed.flow.protocol() {
+#[inline(always)]
+fn field(frame: &[u8], transport: usize, protocol: u8) -> Option<u16> {
+    let at = match protocol {
         protocol::TCP => tcp::field::CHECKSUM.start,
         _ => udp::field::CHECKSUM.start,
     };
-    let bytes = frame.get(parsed.transport() + at..)?.first_chunk()?;
+    let bytes = frame.get(transport + at..)?.first_chunk()?;
     Some(u16::from_ne_bytes(*bytes))
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "an IP packet's payload is below 2^16 bytes")]
 fn pseudo(flow: &Flow, length: usize) -> Sum {
     match flow {
-        Flow::V4(flow) => {
-            let (source, destination) = (flow.addresses as u32, (flow.addresses >> 32) as u32);
-            Sum::pseudo4(source, destination, flow.protocol, length as u16)
-        }
-        Flow::V6(flow) => Sum::pseudo6(&flow.addresses, flow.protocol, length as u32),
+        Flow::V4(flow) => pseudo4(flow, length),
+        Flow::V6(flow) => pseudo6(flow, length),
     }
+}
+
+/// The sum of an IPv4 pseudo-header for a transport packet of `length` bytes.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "an IP packet's payload is below 2^16 bytes")]
+pub(crate) fn pseudo4(flow: &Flow4, length: usize) -> Sum {
+    let (source, destination) = (flow.addresses as u32, (flow.addresses >> 32) as u32);
+    Sum::pseudo4(source, destination, flow.protocol, length as u16)
+}
+
+/// As [`pseudo4`], for IPv6.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "an IP packet's payload is below 2^16 bytes")]
+pub(crate) fn pseudo6(flow: &Flow6, length: usize) -> Sum {
+    Sum::pseudo6(&flow.addresses, flow.protocol, length as u32)
 }

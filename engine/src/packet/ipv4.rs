@@ -36,6 +36,12 @@ const OFFSET: u16 = 0x1fff;
 pub struct Ipv4<B>(B);
 
 impl<'a> Ipv4<&'a [u8; HEADER_LEN]> {
+    /// Views these bytes, whatever they say.
+    #[inline]
+    pub fn view(bytes: &'a [u8; HEADER_LEN]) -> Self {
+        Ipv4(bytes)
+    }
+
     /// Views the header at `bytes[offset..]`. Version and header length are valid, the options lie within `bytes`, and
     /// the total length covers the header. Whether the payload is there is the caller's to check: `bytes` may be only
     /// the first part of the packet.

@@ -36,6 +36,12 @@ const NO_NEXT_HEADER: u8 = 59;
 pub struct Ipv6<B>(B);
 
 impl<'a> Ipv6<&'a [u8; HEADER_LEN]> {
+    /// Views these bytes, whatever they say.
+    #[inline]
+    pub fn view(bytes: &'a [u8; HEADER_LEN]) -> Self {
+        Ipv6(bytes)
+    }
+
     /// Views the header at `bytes[offset..]`. The version is right; nothing is said of the payload.
     #[inline]
     pub fn parse(bytes: &'a [u8], offset: usize) -> Result<Self, Error> {

@@ -2,7 +2,7 @@
 
 use super::View;
 use super::parse::Parsed;
-use super::track::Tracker;
+use super::track::{Found, Tracker};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
@@ -84,11 +84,11 @@ impl Tracker {
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        connection: &Connection<'_>,
-        direction: Direction,
+        found: &Found<'_>,
         way: Way,
     ) -> Result<Option<PortId>, Refused> {
-        let method = Method::of_flags(connection.meta().flags()).ok_or(Reason::DestinationGone)?;
+        let Found { connection, meta, direction } = *found;
+        let method = Method::of_flags(meta.flags()).ok_or(Reason::DestinationGone)?;
         let Way::Hop(hop) = way else {
             let to = connection.flow(direction.reversed()).reversed();
             return self.deliver(packet, parsed, method, &to).map(|()| None);
@@ -103,7 +103,7 @@ impl Tracker {
         }
         let completed = match (method, &parsed.flow) {
             (Method::Direct, _) => direct::pass(packet, parsed),
-            (Method::Nat, Flow::V4(from)) => match connection.flow4(direction.reversed()) {
+            (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
                 Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
                 None => return Err(Reason::DestinationGone.into()),
             },
@@ -142,8 +142,7 @@ impl Tracker {
     }
 
     fn complete(&self, packet: &mut Packet<'_>, parsed: &Parsed) {
-        if partial::is_unfinished(packet.frame(), parsed) {
-            partial::finish(packet, parsed, &parsed.flow);
+        if partial::complete(packet, parsed) {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
     }

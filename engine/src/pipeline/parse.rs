@@ -2,10 +2,10 @@
 
 use crate::batch::Packet;
 use crate::packet::ethernet::{self, Ethernet, Mac};
-use crate::packet::ipv4::Ipv4;
+use crate::packet::ipv4::{self, Ipv4};
 use crate::packet::ipv6::{self, Ipv6};
 use crate::packet::tcp::Tcp;
-use crate::packet::udp::Udp;
+use crate::packet::udp::{self, Udp};
 use crate::packet::{Error, protocol};
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
@@ -65,6 +65,18 @@ impl Parsed {
         self.transport.into()
     }
 
+    /// Whether an IPv4 frame's headers lie where they do when there is neither tag nor option.
+    #[inline]
+    pub(crate) fn is_plain4(&self) -> bool {
+        self.transport() == PLAIN_TRANSPORT4 && self.network() == PLAIN_NETWORK
+    }
+
+    /// Whether an IPv6 frame's headers lie where they do when there is neither tag nor extension header.
+    #[inline]
+    pub(crate) fn is_plain6(&self) -> bool {
+        self.transport() == PLAIN_TRANSPORT6 && self.network() == PLAIN_NETWORK
+    }
+
     /// Length of the transport packet, header included, in bytes.
     #[inline]
     pub(crate) fn transport_len(&self) -> usize {
@@ -99,7 +111,107 @@ pub(crate) fn parse(packet: &Packet<'_>, port: Option<&Port>, parsed: &mut Parse
     if let Some(port) = port {
         check_addressee(frame, port.mac)?;
     }
-    let (ethertype, network) = ethernet::payload(frame).map_err(drop_for)?;
+    // Nearly all frames are like this; the others take the long way to the same answer.
+    if plain4(frame, parsed) || plain6(frame, parsed) {
+        return Ok(());
+    }
+    parse_any(packet, parsed)
+}
+
+/// Offset of the IP header in a plain frame: one without a tag, options, extension headers or fragments, of one part, whose
+/// headers agree with each other.
+pub(crate) const PLAIN_NETWORK: usize = ethernet::HEADER_LEN;
+/// Offset of the transport header in a plain IPv4 frame.
+pub(crate) const PLAIN_TRANSPORT4: usize = PLAIN_NETWORK + ipv4::HEADER_LEN;
+/// Offset of the transport header in a plain IPv6 frame.
+pub(crate) const PLAIN_TRANSPORT6: usize = PLAIN_NETWORK + ipv6::HEADER_LEN;
+
+/// Reads a plain IPv4 frame; `false`: it is not one.
+#[inline]
+fn plain4(frame: &[u8], parsed: &mut Parsed) -> bool {
+    let Some(head) = frame.first_chunk::<{ PLAIN_TRANSPORT4 + udp::HEADER_LEN }>() else { return false };
+    let Some(ip) = head[PLAIN_NETWORK..].first_chunk::<{ ipv4::HEADER_LEN }>() else { return false };
+    let version_and_length = ip[ipv4::field::VERSION_IHL];
+    let header = Ipv4::view(ip);
+    let packet_len = header.total_len();
+    if [head[ethernet::field::ETHERTYPE], head[ethernet::field::ETHERTYPE + 1], version_and_length]
+        != [0x08, 0x00, 0x45]
+        || header.is_fragment()
+        || packet_len > frame.len() - PLAIN_NETWORK
+    {
+        return false;
+    }
+    let protocol = header.protocol();
+    let Some(payload) = packet_len.checked_sub(ipv4::HEADER_LEN) else { return false };
+    let Some(plain) = PlainTransport::read(frame, PLAIN_TRANSPORT4, protocol, payload) else { return false };
+    let flow = Flow::V4(Flow4 { addresses: header.addresses(), ports: plain.ports, protocol });
+    plain.write(parsed, flow, PLAIN_TRANSPORT4, packet_len, header.ttl());
+    true
+}
+
+/// Reads a plain IPv6 frame; `false`: it is not one.
+#[inline]
+fn plain6(frame: &[u8], parsed: &mut Parsed) -> bool {
+    let Some(head) = frame.first_chunk::<{ PLAIN_TRANSPORT6 + udp::HEADER_LEN }>() else { return false };
+    let Some(ip) = head[PLAIN_NETWORK..].first_chunk::<{ ipv6::HEADER_LEN }>() else { return false };
+    let header = Ipv6::view(ip);
+    let packet_len = ipv6::HEADER_LEN + header.payload_len();
+    if [head[ethernet::field::ETHERTYPE], head[ethernet::field::ETHERTYPE + 1], ip[0] >> 4] != [0x86, 0xdd, 6]
+        || packet_len > frame.len() - PLAIN_NETWORK
+    {
+        return false;
+    }
+    let protocol = header.next_header();
+    let payload = header.payload_len();
+    let Some(plain) = PlainTransport::read(frame, PLAIN_TRANSPORT6, protocol, payload) else { return false };
+    let flow = Flow::V6(Flow6 { addresses: header.addresses(), ports: plain.ports, protocol });
+    plain.write(parsed, flow, PLAIN_TRANSPORT6, packet_len, header.hop_limit());
+    true
+}
+
+/// What the transport header of a plain frame says.
+struct PlainTransport {
+    ports: u32,
+    length: usize,
+    tcp_flags: u8,
+}
+
+impl PlainTransport {
+    /// Reads the header at `frame[at..]` of a payload of `length` bytes, whose first eight are there.
+    #[inline(always)]
+    fn read(frame: &[u8], at: usize, protocol: u8, length: usize) -> Option<Self> {
+        match protocol {
+            protocol::TCP => {
+                let tcp = Tcp::parse(frame, at, length).ok()?;
+                Some(PlainTransport { ports: tcp.ports(), length, tcp_flags: tcp.flags() })
+            }
+            protocol::UDP => {
+                let udp = Udp::parse(frame, at, length).ok()?;
+                Some(PlainTransport { ports: udp.ports(), length: udp.len(), tcp_flags: 0 })
+            }
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "lengths of an IP packet have 16 bits")]
+    fn write(self, parsed: &mut Parsed, flow: Flow, transport: usize, packet_len: usize, hops_left: u8) {
+        *parsed = Parsed {
+            flow,
+            network: PLAIN_NETWORK as u8,
+            transport: transport as u16,
+            transport_len: self.length as u16,
+            packet_len: packet_len as u32,
+            hops_left,
+            tcp_flags: self.tcp_flags,
+            kind: Kind::Whole,
+        };
+    }
+}
+
+#[inline(never)]
+fn parse_any(packet: &Packet<'_>, parsed: &mut Parsed) -> Result<(), Verdict> {
+    let (ethertype, network) = ethernet::payload(packet.frame()).map_err(drop_for)?;
     match ethertype {
         ethernet::IPV4 => parse4(packet, network, parsed),
         ethernet::IPV6 => parse6(packet, network, parsed),
@@ -123,7 +235,6 @@ fn check_addressee(frame: &[u8], own: Mac) -> Result<(), Verdict> {
     }
 }
 
-#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "an IPv4 packet's lengths have 16 bits")]
 fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<(), Verdict> {
     let frame = packet.frame();

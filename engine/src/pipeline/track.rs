@@ -11,7 +11,7 @@ use crate::service::Destinations;
 use crate::verdict::{Reason, Verdict};
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
-use uvs_conntrack::{ConnId, Connection, Direction, Flow, Hit, Load, SharedHandle, Tick};
+use uvs_conntrack::{Candidate, ConnId, Connection, Direction, Flow, Hit, Load, Meta, SharedHandle, Tick};
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
 #[derive(Debug)]
@@ -22,6 +22,16 @@ pub(super) struct Tracker {
     pub(super) limiter: Limiter,
     /// This batch's packets, added to the total at its end.
     traffic: Traffic,
+}
+
+/// A packet's connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found<'a> {
+    pub(super) connection: Connection<'a>,
+    /// Its method, state and timeout when the packet came.
+    pub(super) meta: Meta,
+    /// Which way the packet travels.
+    pub(super) direction: Direction,
 }
 
 impl Tracker {
@@ -51,15 +61,15 @@ impl Tracker {
 
     /// Reads the bucket and prefetches the connections that it may mean.
     #[inline]
-    pub(super) fn prefetch(&self, hash: u64) {
-        self.handle.candidates(hash);
+    pub(super) fn candidate(&self, hash: u64) -> Candidate {
+        self.handle.candidate(hash)
     }
 
     #[inline]
-    pub(super) fn find(&self, flow: &Flow, hash: u64) -> Option<Hit> {
+    fn find(&self, flow: &Flow, candidate: Candidate) -> Option<Hit> {
         match flow {
-            Flow::V4(flow) => self.handle.find4(hash, flow),
-            Flow::V6(flow) => self.handle.find6(hash, flow),
+            Flow::V4(flow) => self.handle.find4(candidate, flow),
+            Flow::V6(flow) => self.handle.find6(candidate, flow),
         }
     }
 
@@ -70,9 +80,9 @@ impl Tracker {
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        hash: u64,
+        candidate: Candidate,
     ) -> Verdict {
-        match self.find(&parsed.flow, hash) {
+        match self.find(&parsed.flow, candidate) {
             Some(hit) => self.known(view, packet, parsed, hit),
             None => self.unknown(view, packet, parsed),
         }
@@ -91,9 +101,11 @@ impl Tracker {
             return Verdict::Drop(Reason::Fragment);
         }
         let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
-        let available = self.destinations.is_available(connection.destination());
+        let found = Found { connection, meta: connection.meta(), direction: hit.direction };
+        let (meta, destination) = (found.meta, connection.destination());
+        let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In {
-            if state::begins_anew(parsed, connection.meta()) {
+            if state::begins_anew(parsed, meta) {
                 self.end_connection(hit);
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
@@ -109,14 +121,14 @@ impl Tracker {
                 Err(verdict) => return verdict,
             },
         };
-        self.advance(view, parsed, &connection, hit.direction);
+        self.advance(view, parsed, &found);
         connection.touch(hit.direction, view.now);
         // IPVS counts nothing for a real server that was removed.
         if available {
-            self.counters.packet(connection.destination(), hit.direction, parsed.packet_len() as u64);
+            self.counters.packet(destination, hit.direction, parsed.packet_len() as u64);
             self.traffic.packet(hit.direction, parsed.packet_len() as u64);
         }
-        match self.forward(view, packet, parsed, &connection, hit.direction, way) {
+        match self.forward(view, packet, parsed, &found, way) {
             Ok(Some(port)) => Verdict::Transmit(port),
             Ok(None) => Verdict::ToKernel,
             Err(refused) => self.refuse(view, packet, parsed, refused),
@@ -139,7 +151,8 @@ impl Tracker {
         connection.touch(Direction::In, view.now);
         self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
         self.traffic.packet(Direction::In, parsed.packet_len() as u64);
-        match self.forward(view, packet, parsed, &connection, Direction::In, way) {
+        let found = Found { connection, meta: connection.meta(), direction: Direction::In };
+        match self.forward(view, packet, parsed, &found, way) {
             Ok(Some(port)) => Verdict::Transmit(port),
             Ok(None) => Verdict::ToKernel,
             Err(refused) => self.refuse(view, packet, parsed, refused),
@@ -148,9 +161,10 @@ impl Tracker {
 
     /// The packet moves its connection to another state, or leaves it where it is.
     #[inline]
-    fn advance(&self, view: &View<'_>, parsed: &Parsed, connection: &Connection<'_>, direction: Direction) {
+    fn advance(&self, view: &View<'_>, parsed: &Parsed, found: &Found<'_>) {
+        let Found { connection, meta, direction } = *found;
         let (id, timeouts) = (connection.id(), &view.snapshot.timeouts);
-        if connection.rests(direction, parsed.tcp_flags, timeouts) {
+        if meta.rests(direction, parsed.tcp_flags, timeouts) {
             return;
         }
         let transition = if parsed.flow.protocol() == protocol::TCP {
