@@ -1,0 +1,282 @@
+//! Virtual services and real servers as they should be.
+
+use super::is_default;
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{fmt, ops};
+
+/// A transport protocol that a virtual service may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP, RFC 9293.
+    Tcp,
+    /// UDP, RFC 768.
+    Udp,
+    /// SCTP, RFC 9260.
+    Sctp,
+}
+
+impl Protocol {
+    /// The number of the protocol in an IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        })
+    }
+}
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+}
+
+/// What a virtual service is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceId {
+    /// A virtual address and port of one protocol.
+    Address {
+        /// The protocol.
+        protocol: Protocol,
+        /// Virtual IP address and port; port 0 stands for every port.
+        address: SocketAddr,
+    },
+    /// A firewall mark.
+    Mark {
+        /// The mark, never 0.
+        mark: u32,
+        /// The family of the packets meant.
+        family: Family,
+    },
+}
+
+impl ServiceId {
+    /// The family of the service's packets.
+    pub fn family(&self) -> Family {
+        match self {
+            ServiceId::Address { address, .. } => Family::of(address.ip()),
+            ServiceId::Mark { family, .. } => *family,
+        }
+    }
+
+    /// The virtual port; 0 for a service by mark.
+    pub fn port(&self) -> u16 {
+        match self {
+            ServiceId::Address { address, .. } => address.port(),
+            ServiceId::Mark { .. } => 0,
+        }
+    }
+}
+
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServiceId::Address { protocol, address } => write!(f, "{protocol} {address}"),
+            ServiceId::Mark { mark, family: Family::Ipv4 } => write!(f, "FWM {mark}"),
+            ServiceId::Mark { mark, family: Family::Ipv6 } => write!(f, "FWM {mark} IPv6"),
+        }
+    }
+}
+
+/// The scheduler flags of `ipvsadm -b`, as the kernel numbers them from bit 3 of the service flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SchedulerFlags(pub u8);
+
+impl SchedulerFlags {
+    /// flag-1: `sh-fallback` of scheduler sh, `mh-fallback` of scheduler mh.
+    pub const ONE: SchedulerFlags = SchedulerFlags(1);
+    /// flag-2: `sh-port` of scheduler sh, `mh-port` of scheduler mh.
+    pub const TWO: SchedulerFlags = SchedulerFlags(2);
+    /// flag-3: not used by any scheduler of IPVS.
+    pub const THREE: SchedulerFlags = SchedulerFlags(4);
+
+    /// Whether all of `flags` are set here.
+    pub fn contains(self, flags: SchedulerFlags) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// Whether none is set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl ops::BitOr for SchedulerFlags {
+    type Output = SchedulerFlags;
+    fn bitor(self, other: SchedulerFlags) -> SchedulerFlags {
+        SchedulerFlags(self.0 | other.0)
+    }
+}
+
+/// Which clients count as one for persistence (`ipvsadm -M`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Netmask {
+    /// Bits of the client's address that count; IPVS does not ask for them to be contiguous.
+    Ipv4(Ipv4Addr),
+    /// Leading bits of the client's address that count, 1 to 128.
+    Ipv6(u8),
+}
+
+impl Netmask {
+    /// Every client for itself.
+    pub fn host(family: Family) -> Self {
+        match family {
+            Family::Ipv4 => Netmask::Ipv4(Ipv4Addr::BROADCAST),
+            Family::Ipv6 => Netmask::Ipv6(128),
+        }
+    }
+}
+
+/// A virtual service as it should be (`ipvsadm -A` and `-E`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// What it is known by.
+    pub id: ServiceId,
+    /// The name of its scheduler.
+    pub scheduler: String,
+    /// The scheduler's flags.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub flags: SchedulerFlags,
+    /// Seconds that a client keeps to its real server, when the service is persistent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub persistent: Option<u32>,
+    /// Which clients count as one for persistence.
+    pub netmask: Netmask,
+    /// The persistence engine (`--pe`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: Option<String>,
+    /// Whether each UDP packet is scheduled for itself (`-o`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub one_packet: bool,
+}
+
+impl ServiceSpec {
+    /// A service with a scheduler and nothing else.
+    pub fn new(id: ServiceId, scheduler: &str) -> Self {
+        ServiceSpec {
+            netmask: Netmask::host(id.family()),
+            id,
+            scheduler: scheduler.to_owned(),
+            flags: SchedulerFlags::default(),
+            persistent: None,
+            engine: None,
+            one_packet: false,
+        }
+    }
+}
+
+/// How packets reach a real server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Network address translation (`-m`).
+    Masquerading,
+    /// Direct routing (`-g`), ipvsadm's default.
+    #[default]
+    Direct,
+    /// An IP tunnel (`-i`).
+    Tunnel(Tunnel),
+}
+
+/// The encapsulation of a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The protocol it uses.
+    pub kind: TunnelKind,
+    /// The UDP port of a GUE tunnel; otherwise 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub port: u16,
+    /// Its checksums.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub checksum: TunnelChecksum,
+}
+
+/// The protocol of a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelKind {
+    /// IP in IP, RFC 2003 and RFC 2473.
+    #[default]
+    Ipip,
+    /// Generic UDP encapsulation.
+    Gue,
+    /// GRE, RFC 2784.
+    Gre,
+}
+
+/// The checksums of a tunnel's own header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelChecksum {
+    /// None.
+    #[default]
+    None,
+    /// Over the whole packet.
+    Full,
+    /// Remote checksum offload, GUE only.
+    Remote,
+}
+
+/// A real server as it should be (`ipvsadm -a` and `-e`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerSpec {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// How packets reach it.
+    #[serde(default)]
+    pub method: Method,
+    /// Its share; 0 takes no new connections. At most `i32::MAX`.
+    pub weight: u32,
+    /// Connections from which on it takes no new ones; 0 for no limit.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub upper_threshold: u32,
+    /// Connections below which it takes new ones again; 0 for three quarters of the upper threshold.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lower_threshold: u32,
+}
+
+impl ServerSpec {
+    /// A real server with ipvsadm's defaults: direct routing, weight 1, no thresholds.
+    pub fn new(address: SocketAddr) -> Self {
+        ServerSpec { address, method: Method::Direct, weight: 1, upper_threshold: 0, lower_threshold: 0 }
+    }
+
+    /// The server as `service` can reach it: direct routing and tunnels leave the packet's port as it is, so the server's
+    /// port is the service's, whatever was asked for. A service by mark leaves it alone.
+    #[must_use]
+    pub fn reached_from(mut self, service: &ServiceId) -> Self {
+        if let (ServiceId::Address { address, .. }, Method::Direct | Method::Tunnel(_)) =
+            (service, self.method)
+        {
+            self.address.set_port(address.port());
+        }
+        self
+    }
+}
