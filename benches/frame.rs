@@ -225,13 +225,7 @@ impl Director {
         let service = Service::new(key, "rr", scheduler, destinations.clone());
         for number in 1..=SERVERS {
             let address = case.server(number);
-            let config = DestinationConfig {
-                address,
-                method: case.method,
-                weight: 1,
-                upper_threshold: 0,
-                lower_threshold: 0,
-            };
+            let config = DestinationConfig::new(address, case.method);
             service.add(&config).expect("a new real server");
             let neighbour = Neighbour { port: PortId(1), address: address.ip() };
             routes = routes.with_neighbour(&hops, neighbour, [2, 1, 1, 1, 1, number]).expect("room");

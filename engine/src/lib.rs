@@ -11,6 +11,7 @@ pub mod link;
 pub mod nexthop;
 pub mod packet;
 pub mod pipeline;
+pub mod plan;
 pub mod service;
 pub mod snapshot;
 pub mod steer;

@@ -12,6 +12,7 @@ pub use error::ServiceError;
 
 use crate::counters::Traffic;
 use crate::forward::Method;
+use crate::plan::Plan;
 use destinations::{Place, ServiceId};
 use foldhash::fast::FixedState;
 use rpds::HashTrieMapSync;
@@ -118,9 +119,17 @@ pub struct DestinationConfig {
     pub upper_threshold: u32,
     /// Below this many it takes them again; 0: three quarters of the upper one.
     pub lower_threshold: u32,
+    /// What its forwarding method needs to know of it.
+    pub plan: Plan,
 }
 
 impl DestinationConfig {
+    /// A real server of weight 1 without thresholds or particulars.
+    pub fn new(address: SocketAddr, method: Method) -> Self {
+        let plan = Plan::default();
+        DestinationConfig { address, method, weight: 1, upper_threshold: 0, lower_threshold: 0, plan }
+    }
+
     fn check(&self, key: &ServiceKey) -> Result<(), ServiceError> {
         let (upper, lower) = (self.upper_threshold, self.lower_threshold);
         if i32::try_from(self.weight).is_err() {
@@ -206,6 +215,7 @@ struct Member {
     slot: Slot,
     address: SocketAddr,
     method: Method,
+    plan: Plan,
     /// What the destination's counters held when it became a member.
     joined: Traffic,
 }
@@ -255,14 +265,17 @@ impl Service {
         if core.members.len() <= index {
             core.members.resize(index + 1, None);
         }
-        core.members[index] =
-            Some(Member { place, slot, address: config.address, method: config.method, joined });
+        let (address, method, plan) = (config.address, config.method, config.plan);
+        core.members[index] = Some(Member { place, slot, address, method, plan, joined });
         core.slots.insert(config.address, slot);
+        // Before the first packet can ask for it.
+        self.destinations.set_plan(place.id, plan);
         self.destinations.open(place.id, index);
         Ok(place.id)
     }
 
-    /// Sets a real server's forwarding method, weight and thresholds.
+    /// Sets a real server's forwarding method, weight, thresholds and particulars. The last apply to the connections it has,
+    /// too, as in IPVS; the method does not.
     ///
     /// # Errors
     /// When it is not there, or when a value is out of range.
@@ -274,6 +287,8 @@ impl Service {
         core.balancer.edit(slot, config.weight, config.upper_threshold, config.lower_threshold);
         if let Some(member) = core.members.get_mut(slot.index()).and_then(Option::as_mut) {
             member.method = config.method;
+            member.plan = config.plan;
+            self.destinations.set_plan(member.place.id, config.plan);
         }
         Ok(())
     }
@@ -368,6 +383,7 @@ impl Service {
                 weight: destination.weight,
                 upper_threshold: destination.upper_threshold,
                 lower_threshold: destination.lower_threshold,
+                plan: member.plan,
             },
             connections: Connections { active: destination.active, inactive: destination.inactive },
             overloaded: destination.overloaded,

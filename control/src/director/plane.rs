@@ -17,6 +17,7 @@ use uvs_conntrack::{DestinationId, Tick};
 use uvs_engine::Config;
 use uvs_engine::counters::Traffic;
 use uvs_engine::forward::Method;
+use uvs_engine::plan::Plan;
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
 use uvs_engine::steer::{Guard, SteerError, Steering};
 
@@ -361,6 +362,7 @@ fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
         weight: server.weight,
         upper_threshold: server.upper_threshold,
         lower_threshold: server.lower_threshold,
+        plan: Plan::default(),
     })
 }
 

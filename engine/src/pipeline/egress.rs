@@ -8,6 +8,7 @@ use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::{self, Method, direct, nat, partial};
 use crate::nexthop::{Cached, HopWord, Resolved};
+use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::net::IpAddr;
 use uvs_conntrack::{Connection, Direction, Flow};
@@ -76,6 +77,56 @@ impl From<Reason> for Refused {
     }
 }
 
+/// One packet on its way out, as the forwarding methods see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passage<'a> {
+    /// What its headers say as it came.
+    pub(crate) parsed: &'a Parsed,
+    /// Its connection.
+    pub(crate) found: &'a Found<'a>,
+    /// Who takes it next.
+    pub(crate) hop: HopWord,
+    /// The device it leaves by.
+    pub(crate) egress: &'a Port,
+}
+
+impl Passage<'_> {
+    /// Whether the packet may go on: it has hops left, and the next link takes packets of its length.
+    #[inline]
+    fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
+        let Passage { parsed, egress, .. } = self;
+        if parsed.hops_left <= 1 {
+            return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
+        }
+        if parsed.packet_len() > egress.mtu as usize {
+            let told = parsed.must_not_be_fragmented(packet.frame());
+            return Err(Refused {
+                reason: Reason::TooBig,
+                report: told.then_some(Report::TooBig(egress.mtu)),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the packet what its method sends. Returns whether its checksum was unfinished and is complete now.
+    #[inline]
+    fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
+        let Found { connection, meta, direction } = *self.found;
+        let parsed = self.parsed;
+        match (method, &parsed.flow) {
+            (Method::Direct, _) => Ok(direct::pass(packet, parsed)),
+            (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
+                Some(other) => Ok(nat::translate4(packet, parsed, from, &other.reversed())),
+                None => Err(Reason::DestinationGone.into()),
+            },
+            (Method::Nat, Flow::V6(from)) => match connection.flow(direction.reversed()) {
+                Flow::V6(other) => Ok(nat::translate6(packet, parsed, from, &other.reversed())),
+                Flow::V4(_) => Err(Reason::DestinationGone.into()),
+            },
+        }
+    }
+}
+
 impl Tracker {
     /// Rewrites the packet as its connection's, to be sent by the device returned. None: it is for this host itself.
     #[inline]
@@ -87,35 +138,18 @@ impl Tracker {
         found: &Found<'_>,
         way: Way,
     ) -> Result<Option<PortId>, Refused> {
-        let Found { connection, meta, direction } = *found;
-        let method = Method::of_flags(meta.flags()).ok_or(Reason::DestinationGone)?;
+        let method = Method::of_flags(found.meta.flags()).ok_or(Reason::DestinationGone)?;
         let Way::Hop(hop) = way else {
-            let to = connection.flow(direction.reversed()).reversed();
+            let to = found.connection.flow(found.direction.reversed()).reversed();
             return self.deliver(packet, parsed, method, &to).map(|()| None);
         };
-        let port = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
-        if parsed.hops_left <= 1 {
-            return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
-        }
-        if parsed.packet_len() > port.mtu as usize {
-            let told = parsed.must_not_be_fragmented(packet.frame());
-            return Err(Refused { reason: Reason::TooBig, report: told.then_some(Report::TooBig(port.mtu)) });
-        }
-        let completed = match (method, &parsed.flow) {
-            (Method::Direct, _) => direct::pass(packet, parsed),
-            (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
-                Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
-                None => return Err(Reason::DestinationGone.into()),
-            },
-            (Method::Nat, Flow::V6(from)) => match connection.flow(direction.reversed()) {
-                Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
-                Flow::V4(_) => return Err(Reason::DestinationGone.into()),
-            },
-        };
-        if completed {
+        let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
+        let passage = Passage { parsed, found, hop, egress };
+        passage.check(packet)?;
+        if passage.rewrite(packet, method)? {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        Ok(Some(forward::send(packet, parsed, hop, port)?))
+        Ok(Some(forward::send(packet, parsed, passage.hop, egress)?))
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where

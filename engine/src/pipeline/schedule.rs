@@ -2,7 +2,7 @@
 
 use super::View;
 use super::egress::{Refused, can_be_answered};
-use super::parse::{Kind, Parsed};
+use super::parse::Parsed;
 use super::state::{self, Beginning};
 use super::track::Tracker;
 use crate::batch::Packet;
@@ -17,14 +17,7 @@ impl Tracker {
     /// A packet of no connection.
     pub(super) fn unknown(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
         let (client, address) = (parsed.flow.source(), parsed.flow.destination());
-        let key =
-            ServiceKey { address: address.ip(), port: address.port(), protocol: parsed.flow.protocol() };
-        let Some(service) = view.snapshot.services.find(&key) else {
-            return self.give_back(packet, parsed);
-        };
-        if parsed.kind == Kind::FirstFragment {
-            return Verdict::Drop(Reason::Fragment);
-        }
+        let Some(service) = service_of(view, parsed) else { return self.give_back(packet, parsed) };
         if !state::may_begin(parsed) {
             return self.give_back(packet, parsed);
         }
@@ -66,6 +59,13 @@ impl Tracker {
         })?;
         Ok(entered?)
     }
+}
+
+/// The service that a packet to its address, port and protocol is for.
+pub(super) fn service_of<'a>(view: &View<'a>, parsed: &Parsed) -> Option<&'a Service> {
+    let address = parsed.flow.destination();
+    let key = ServiceKey { address: address.ip(), port: address.port(), protocol: parsed.flow.protocol() };
+    view.snapshot.services.find(&key).map(AsRef::as_ref)
 }
 
 /// Why no connection was made.

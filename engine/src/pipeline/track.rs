@@ -82,9 +82,21 @@ impl Tracker {
         parsed: &Parsed,
         candidate: Candidate,
     ) -> Verdict {
+        if parsed.kind != Kind::Whole {
+            return self.odd(view, packet, parsed);
+        }
         match self.find(&parsed.flow, candidate) {
             Some(hit) => self.known(view, packet, parsed, hit),
             None => self.unknown(view, packet, parsed),
+        }
+    }
+
+    /// The verdict for what is not a whole TCP segment or UDP datagram.
+    #[cold]
+    fn odd(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
+        match parsed.kind {
+            Kind::Whole => Verdict::ToKernel,
+            Kind::FirstFragment => self.fragment(view, packet, parsed),
         }
     }
 
@@ -97,9 +109,6 @@ impl Tracker {
         parsed: &Parsed,
         hit: Hit,
     ) -> Verdict {
-        if parsed.kind == Kind::FirstFragment {
-            return Verdict::Drop(Reason::Fragment);
-        }
         let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
         let found = Found { connection, meta: connection.meta(), direction: hit.direction };
         let (meta, destination) = (found.meta, connection.destination());

@@ -6,7 +6,9 @@
 
 use crate::chunked::Chunked;
 use crate::counters::{Counters, Traffic};
+use crate::plan::Plan;
 use crate::service::ServiceKey;
+use arc_swap::ArcSwapOption;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -27,6 +29,8 @@ struct Runtime {
     standing: Standing,
     /// Written when a connection begins, ends or changes its activity.
     load: Load,
+    /// Written by commands, read by packets of the methods that need it. Nothing: the default.
+    plan: ArcSwapOption<Plan>,
 }
 
 #[derive(Debug, Default)]
@@ -142,6 +146,17 @@ impl Destinations {
     #[inline]
     pub fn is_available(&self, id: DestinationId) -> bool {
         self.available.get(id.0 as usize).is_some_and(|available| available.load(Ordering::Relaxed))
+    }
+
+    /// What the destination's forwarding method needs to know of it.
+    pub fn plan(&self, id: DestinationId) -> Plan {
+        self.runtime(id).and_then(|runtime| runtime.plan.load().as_deref().copied()).unwrap_or_default()
+    }
+
+    pub(super) fn set_plan(&self, id: DestinationId, plan: Plan) {
+        if let Some(runtime) = self.runtime(id) {
+            runtime.plan.store((plan != Plan::default()).then(|| Arc::new(plan)));
+        }
     }
 
     /// How many connections the destination has.

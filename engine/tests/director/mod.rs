@@ -351,7 +351,7 @@ impl Director {
 pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> DestinationConfig {
     let port = if method == Method::Direct { plan.service.port() } else { address.port() };
     let address = SocketAddr::new(address.ip(), port);
-    DestinationConfig { address, method, weight: 1, upper_threshold: 0, lower_threshold: 0 }
+    DestinationConfig::new(address, method)
 }
 
 fn port(ifindex: u32, mac: [u8; 6]) -> Port {
