@@ -14,6 +14,30 @@ use crate::time::Tick;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub(crate) u32);
 
+/// How a connection's TCP sequence numbers are translated. Both numbers are one word of the entry: several workers may
+/// translate its packets at once, and must agree on both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// What is added to sequence numbers of packets from the client, and taken from acknowledgements of packets to it,
+    /// wrapping.
+    pub delta: u32,
+    /// A second number, whose meaning the forwarding method gives it; 0: none.
+    pub mark: u32,
+}
+
+impl Sequence {
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
+    fn from_word(word: u64) -> Self {
+        Sequence { delta: word as u32, mark: (word >> 32) as u32 }
+    }
+
+    #[inline]
+    pub(crate) fn word(self) -> u64 {
+        u64::from(self.delta) | u64::from(self.mark) << 32
+    }
+}
+
 /// The two sizes of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -290,15 +314,16 @@ impl Connection<'_> {
         self.entry.head().hop[direction.index()].store(hop, Relaxed);
     }
 
-    /// What to add to sequence numbers of packets in `direction`, wrapping.
+    /// How its sequence numbers are translated: one consistent reading.
     #[inline]
     #[must_use]
-    pub fn sequence_delta(&self, direction: Direction) -> u32 {
-        self.entry.head().sequence_delta[direction.index()].load(Relaxed)
+    pub fn sequence(&self) -> Sequence {
+        Sequence::from_word(self.entry.head().sequence.load(Relaxed))
     }
 
-    /// Sets what [`Connection::sequence_delta`] returns.
-    pub fn set_sequence_delta(&self, direction: Direction, delta: u32) {
-        self.entry.head().sequence_delta[direction.index()].store(delta, Relaxed);
+    /// Changes what [`Connection::sequence`] returns; `false` when it was not `old`, because another worker changed it.
+    pub fn swap_sequence(&self, old: Sequence, new: Sequence) -> bool {
+        let word = &self.entry.head().sequence;
+        word.compare_exchange(old.word(), new.word(), Relaxed, Relaxed).is_ok()
     }
 }

@@ -22,8 +22,14 @@
 //!
 //! The reply flow goes into the index after the connection is live. Two connections may have the same one (a client with one
 //! port to two services on one real server): the newer takes the place of the older, as in IPVS.
+//!
+//! Not so where the real server knows only the director (full NAT): an *exclusive* reply flow goes into the index together with
+//! the client's, before the connection is live, and is settled by the same rules. So of live connections no two have the
+//! same reply flow if either claims it for itself alone; a connection that claims nothing goes without its replies rather
+//! than take them from one that does. It is live when it enters its reply flow, and fences and looks once more after that:
+//! either it sees the claim or the claim's maker sees it.
 
-use crate::connection::{Class, ConnId, Entry};
+use crate::connection::{Class, ConnId, Entry, Sequence};
 use crate::flow::{Direction, Flow};
 use crate::handle::Handle;
 use crate::index::Reference;
@@ -45,6 +51,8 @@ pub struct NewConnection {
     pub real: Flow,
     /// Whether packets of the real side are looked up (they pass the director: NAT).
     pub index_reply: bool,
+    /// Whether no other connection may have the same real side (full NAT). It is looked up, then.
+    pub exclusive_reply: bool,
     /// Its real server.
     pub destination: DestinationId,
     /// Forwarding method and whatever else of [`flags`] holds from the start; [`flags::INACTIVE`] for all but
@@ -58,6 +66,8 @@ pub struct NewConnection {
     pub template: Option<ConnId>,
     /// The mark it was scheduled by, 0 without.
     pub fwmark: u32,
+    /// How its sequence numbers are translated.
+    pub sequence: Sequence,
 }
 
 impl NewConnection {
@@ -68,12 +78,14 @@ impl NewConnection {
             client,
             real,
             index_reply: true,
+            exclusive_reply: false,
             destination,
             flags: flags::INACTIVE,
             state: 0,
             timeout_seconds: NEW_CONNECTION_SECONDS,
             template: None,
             fwmark: 0,
+            sequence: Sequence::default(),
         }
     }
 
@@ -91,12 +103,19 @@ pub struct Inserted {
     pub fresh: bool,
 }
 
-/// There is no room for another connection.
+/// Why a connection was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the connection table is full; raise its limit or shorten timeouts")]
-pub struct TableFull;
+pub enum NotInserted {
+    /// There is no room for another connection.
+    #[error("the connection table is full; raise its limit or shorten timeouts")]
+    Full,
+    /// It asked for an exclusive reply flow, and another connection has that.
+    #[error("another connection has this reply flow; use another local port")]
+    ReplyTaken,
+}
 
-/// What an insertion learnt of others with its client flow.
+/// What an insertion learnt of others with one of its flows.
+#[derive(Clone, Copy)]
 enum Rivals {
     None,
     Live(ConnId),
@@ -108,66 +127,94 @@ impl<S: Storage> Handle<S> {
     /// Makes a connection, or finds the one there is with the same client flow.
     ///
     /// # Errors
-    /// When all entries of its class are in use or the index has no room for it; counted. The index makes room at quiescent
-    /// points of all handles: who inserts many thousands at once passes one every hundred.
-    pub fn insert(&mut self, new: &NewConnection, now: Tick) -> Result<Inserted, TableFull> {
+    /// [`NotInserted::Full`] when all entries of its class are in use or the index has no room for it; counted. The index makes
+    /// room at quiescent points of all handles: who inserts many thousands at once passes one every hundred.
+    /// [`NotInserted::ReplyTaken`] for an exclusive reply flow that another connection has; counted.
+    pub fn insert(&mut self, new: &NewConnection, now: Tick) -> Result<Inserted, NotInserted> {
         if self.table.growth.is_packed(self.table.index().levels()) {
             self.counters().index_full.add(1);
-            return Err(TableFull);
+            return Err(NotInserted::Full);
         }
         let hash = self.hash(&new.client);
         self.prefetch(hash);
-        if new.index_reply {
-            self.prefetch(self.hash(&new.real));
+        let mut claim = None;
+        if new.index_reply || new.exclusive_reply {
+            let reply = self.hash(&new.real);
+            self.prefetch(reply);
+            claim = new.exclusive_reply.then_some(reply);
         }
         loop {
             let id = self.prepare(new, now)?;
-            let reference = Reference::new(id, Direction::In);
-            if !self.put(hash, reference) {
-                self.take_back(id);
-                return Err(TableFull);
+            if !self.publish(id, hash, claim) {
+                return Err(NotInserted::Full);
             }
             fence(SeqCst);
-            match self.rivals(hash, id, &new.client) {
-                Rivals::None if self.commit(id) => {
-                    self.count_slots(1);
+            let rivals = self.rivals(hash, id, Direction::In, &new.client);
+            let claims = match (&rivals, claim) {
+                (Rivals::None, Some(reply)) => self.rivals(reply, id, Direction::Out, &new.real),
+                _ => Rivals::None,
+            };
+            match (rivals, claims) {
+                (Rivals::None, Rivals::None) if self.commit(id) => {
+                    self.count_slots(if claim.is_some() { 2 } else { 1 });
                     return self.complete(id, new, now);
                 }
-                Rivals::None | Rivals::Won => {
-                    self.counters().aborted.add(1);
-                    self.withdraw(id, hash);
-                }
-                Rivals::Live(other) => {
+                (Rivals::Live(other), _) => {
                     self.counters().conflicts.add(1);
-                    self.withdraw(id, hash);
+                    self.withdraw(id, hash, claim);
                     return Ok(Inserted { id: other, fresh: false });
+                }
+                (_, Rivals::Live(_)) => {
+                    self.counters().replies_refused.add(1);
+                    self.withdraw(id, hash, claim);
+                    return Err(NotInserted::ReplyTaken);
+                }
+                _ => {
+                    self.counters().aborted.add(1);
+                    self.withdraw(id, hash, claim);
                 }
             }
         }
     }
 
     /// A tentative entry that nobody can find yet.
-    fn prepare(&mut self, new: &NewConnection, now: Tick) -> Result<ConnId, TableFull> {
+    fn prepare(&mut self, new: &NewConnection, now: Tick) -> Result<ConnId, NotInserted> {
         let table = &self.table;
         let header = table.storage.header();
         let id = self.allocator.take(new.class(), header, &table.exchange, &table.epochs);
         let entry = id.and_then(|id| table.entry(id));
         let (Some(id), Some(entry)) = (id, entry) else {
             self.counters().full.add(1);
-            return Err(TableFull);
+            return Err(NotInserted::Full);
         };
         let template = new.template.filter(|template| self.attach(*template)).unwrap_or(ConnId::NONE);
         let mut meta = Meta::new(new.client.protocol(), new.flags, new.state, new.timeout_seconds);
         if id.class() == Class::Wide {
             meta = meta.with_families(new.client.is_ipv4(), new.real.is_ipv4());
         }
-        if new.index_reply {
+        if new.exclusive_reply {
+            meta = meta.with_exclusive_reply();
+        } else if new.index_reply {
             meta = meta.with_replies();
         }
         entry.fill(new, template, now);
         // Nobody acts on a tentative entry before it is in the index, and the index publishes it.
         entry.head().meta.store(meta.0, Release);
         Ok(id)
+    }
+
+    /// Puts the client's flow, and the reply flow that is claimed with it, into the index. `false`: there is no room, and the
+    /// entry was taken back.
+    fn publish(&mut self, id: ConnId, hash: u64, claim: Option<u64>) -> bool {
+        if !self.put(hash, Reference::new(id, Direction::In)) {
+            self.take_back(id);
+            return false;
+        }
+        let claimed = claim.is_none_or(|reply| self.put(reply, Reference::new(id, Direction::Out)));
+        if !claimed {
+            self.withdraw(id, hash, None);
+        }
+        claimed
     }
 
     fn put(&self, hash: u64, reference: Reference) -> bool {
@@ -183,17 +230,22 @@ impl<S: Storage> Handle<S> {
         false
     }
 
-    /// Settles with every other insertion of the same client flow. After the fence that follows our own publication.
-    fn rivals(&self, hash: u64, id: ConnId, client: &Flow) -> Rivals {
+    /// Settles with everybody else who has the same flow. After the fence that follows our own publication. Reply flows may be
+    /// shared by connections that claim nothing.
+    fn rivals(&self, hash: u64, id: ConnId, direction: Direction, flow: &Flow) -> Rivals {
+        let Some(own) = self.table.entry(id) else { return Rivals::None };
+        let unshared = direction == Direction::In || own.meta().has_exclusive_reply();
         let others = self.table.index().search(hash, |found| {
             let other = found.reference.id();
-            if other == id || found.reference.direction() != Direction::In {
+            if other == id || found.reference.direction() != direction {
                 return None;
             }
             let entry = self.table.entry(other)?;
             let meta = entry.meta();
-            let is_equal = meta.protocol() == client.protocol() && entry.flow(Direction::In, meta) == *client;
-            if is_equal { self.settle_with(id, other, entry) } else { None }
+            let is_rival = meta.protocol() == flow.protocol()
+                && (unshared || meta.has_exclusive_reply())
+                && entry.flow(direction, meta) == *flow;
+            if is_rival { self.settle_with(id, other, entry) } else { None }
         });
         others.unwrap_or(Rivals::None)
     }
@@ -229,16 +281,17 @@ impl<S: Storage> Handle<S> {
     }
 
     /// What remains once the connection is live.
-    fn complete(&mut self, id: ConnId, new: &NewConnection, now: Tick) -> Result<Inserted, TableFull> {
+    fn complete(&mut self, id: ConnId, new: &NewConnection, now: Tick) -> Result<Inserted, NotInserted> {
         self.counters().inserted[id.class() as usize].add(1);
         self.table.dues.lower(id, now.plus_seconds(new.timeout_seconds));
-        if new.index_reply && !self.index_reply(id, &new.real) {
+        if new.index_reply && !new.exclusive_reply && !self.index_reply(id, &new.real) {
             self.remove(id);
-            return Err(TableFull);
+            return Err(NotInserted::Full);
         }
         Ok(Inserted { id, fresh: true })
     }
 
+    /// `false`: the index has no room.
     fn index_reply(&mut self, id: ConnId, real: &Flow) -> bool {
         let hash = self.hash(real);
         let reference = Reference::new(id, Direction::Out);
@@ -248,28 +301,52 @@ impl<S: Storage> Handle<S> {
             }
             let entry = self.table.entry(found.reference.id())?;
             let meta = entry.meta();
-            let is_equal = meta.protocol() == real.protocol() && entry.flow(Direction::Out, meta) == *real;
+            let is_equal = meta.protocol() == real.protocol()
+                && !meta.has_exclusive_reply()
+                && entry.flow(Direction::Out, meta) == *real;
             (is_equal && found.bucket.replace(found.slot, found.reference, reference)).then_some(())
         });
         if replaced.is_some() {
             self.counters().replies_replaced.add(1);
-            return true;
-        }
-        let fits = self.put(hash, reference);
-        if fits {
+        } else if self.put(hash, reference) {
             self.count_slots(1);
+        } else {
+            return false;
         }
-        fits
+        fence(SeqCst);
+        if matches!(self.rivals(hash, id, Direction::Out, real), Rivals::Live(_)) {
+            self.forgo_reply(id, hash);
+        }
+        true
+    }
+
+    /// The connection goes without its replies: somebody claims them.
+    #[cold]
+    fn forgo_reply(&mut self, id: ConnId, hash: u64) {
+        self.counters().replies_refused.add(1);
+        if self.table.index().remove(hash, Reference::new(id, Direction::Out)) {
+            self.count_slots(-1);
+        }
+        let Some(entry) = self.table.entry(id) else { return };
+        loop {
+            let meta = entry.meta();
+            if meta.phase() != Phase::Live || entry.swap_meta(meta, meta.without_replies()) {
+                return;
+            }
+        }
     }
 
     /// Takes an insertion that came to nothing out of the index.
-    fn withdraw(&mut self, id: ConnId, hash: u64) {
+    fn withdraw(&mut self, id: ConnId, hash: u64, claim: Option<u64>) {
         if let Some(entry) = self.table.entry(id) {
             // Whoever waits for this one to be decided sees it.
             let meta = entry.meta();
             entry.head().meta.store(meta.with_phase(Phase::Aborted).0, Release);
         }
         self.table.index().remove(hash, Reference::new(id, Direction::In));
+        if let Some(reply) = claim {
+            self.table.index().remove(reply, Reference::new(id, Direction::Out));
+        }
         self.take_back(id);
     }
 
@@ -316,10 +393,10 @@ impl Entry<'_> {
         head.packets.store(0, Relaxed);
         head.destination.store(new.destination.0, Relaxed);
         head.template.store(template.0, Relaxed);
-        for (hop, delta) in head.hop.iter().zip(&head.sequence_delta) {
+        for hop in &head.hop {
             hop.store(0, Relaxed);
-            delta.store(0, Relaxed);
         }
+        head.sequence.store(new.sequence.word(), Relaxed);
         cold.fwmark.store(new.fwmark, Relaxed);
         cold.sync_stamp.store(0, Relaxed);
         cold.owner.store(0, Relaxed);

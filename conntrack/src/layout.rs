@@ -16,7 +16,7 @@ pub const MAX_CONNECTIONS: u32 = (1 << 30) - 2 * 64;
 /// "uvs conn" in a memory dump.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"uvs conn");
 /// Changes with every change to the structures of this file.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// How many connections and destinations a table may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +115,8 @@ pub(crate) struct Head {
     pub(crate) template: AtomicU32,
     /// By direction.
     pub(crate) hop: [AtomicU32; 2],
-    /// By direction.
-    pub(crate) sequence_delta: [AtomicU32; 2],
+    /// See [`crate::Sequence`].
+    pub(crate) sequence: AtomicU64,
 }
 
 /// What few packets need.

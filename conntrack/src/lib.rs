@@ -36,14 +36,14 @@ mod time;
 mod timeouts;
 mod transition;
 
-pub use connection::{ConnId, Connection};
+pub use connection::{ConnId, Connection, Sequence};
 pub use directory::{Directory, DirectoryFull, Identity};
 pub use epoch::MAX_HANDLES;
 pub use flow::{Direction, Flow, Flow4, Flow6};
 #[cfg(not(loom))]
 pub use handle::SharedHandle;
 pub use handle::{Candidate, Handle, Hit};
-pub use insert::{Inserted, NewConnection, TableFull};
+pub use insert::{Inserted, NewConnection, NotInserted};
 pub use layout::{Limits, MAX_CONNECTIONS};
 pub use meta::{Meta, flags};
 pub use stats::TableStats;

@@ -21,8 +21,11 @@ pub(crate) enum Phase {
 
 /// Flags of a connection: bits 0 to 13 have the values IPVS gives them, on the wire of its synchronisation protocol too.
 pub mod flags {
-    /// The bits that hold the forwarding method: 0 NAT, 1 local, 2 tunnel, 3 direct routing, 4 bypass.
+    /// The bits that hold the forwarding method: 0 NAT, 1 local, 2 tunnel, 3 direct routing, 4 bypass, and, as the patch that
+    /// brought it has it, 5 full NAT.
     pub const FORWARD_MASK: u16 = 0x0007;
+    /// The real server has still to be told the client's address. Not IPVS's: free among its bits.
+    pub const TELL: u16 = 0x0008;
     /// Made by the synchronisation protocol.
     pub const SYNC: u16 = 0x0020;
     /// Replies do not pass the director, as far as it has seen.
@@ -39,6 +42,8 @@ pub mod flags {
     pub const TEMPLATE: u16 = 0x1000;
     /// Scheduled packet by packet.
     pub const ONE_PACKET: u16 = 0x2000;
+    /// The client is a socket of this host. Not IPVS's: beyond its bits.
+    pub const OWN: u16 = 0x4000;
 }
 
 const TIMEOUT: u64 = 0x00ff_ffff;
@@ -55,6 +60,8 @@ const REAL4: u64 = 1 << 60;
 const REPLIES: u64 = 1 << 61;
 /// A connection was put under this one's control since expiry last looked.
 const CONTROLS: u64 = 1 << 62;
+/// No other connection may have the same reply flow.
+const EXCLUSIVE: u64 = 1 << 63;
 
 /// A reading of the word.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -208,8 +215,20 @@ impl Meta {
         Meta(self.0 | REPLIES)
     }
 
+    pub(crate) fn without_replies(self) -> Self {
+        Meta(self.0 & !REPLIES)
+    }
+
     pub(crate) fn has_replies(self) -> bool {
         self.0 & REPLIES != 0
+    }
+
+    pub(crate) fn with_exclusive_reply(self) -> Self {
+        Meta(self.0 | EXCLUSIVE | REPLIES)
+    }
+
+    pub(crate) fn has_exclusive_reply(self) -> bool {
+        self.0 & EXCLUSIVE != 0
     }
 
     pub(crate) const CONTROLS: u64 = CONTROLS;

@@ -18,6 +18,7 @@ pub(crate) struct Counters {
     pub(crate) conflicts: Counter,
     pub(crate) aborted: Counter,
     pub(crate) replies_replaced: Counter,
+    pub(crate) replies_refused: Counter,
     pub(crate) moved: Counter,
     pub(crate) rearmed: Counter,
 }
@@ -70,6 +71,8 @@ pub struct TableStats {
     pub aborted: u64,
     /// Reply flows taken over by a newer connection with the same one.
     pub replies_replaced: u64,
+    /// Reply flows that a new connection did not get because another one has the same for itself alone.
+    pub replies_refused: u64,
     /// Flows moved because the index grew.
     pub moved: u64,
     /// Templates kept past their timeout because they control connections.
@@ -90,6 +93,7 @@ impl TableStats {
             (&mut self.conflicts, &counters.conflicts),
             (&mut self.aborted, &counters.aborted),
             (&mut self.replies_replaced, &counters.replies_replaced),
+            (&mut self.replies_refused, &counters.replies_refused),
             (&mut self.moved, &counters.moved),
             (&mut self.rearmed, &counters.rearmed),
         ] {

@@ -26,6 +26,7 @@ fn connection(n: u32) -> NewConnection {
     let server = SocketAddr::from(([198, 51, 100, 1], 8080));
     NewConnection {
         timeout_seconds: 900,
+        exclusive_reply: n.is_multiple_of(5),
         ..NewConnection::new(Flow::new(client, service, 6), Flow::new(server, client, 6), DestinationId(n))
     }
 }

@@ -81,6 +81,52 @@ fn two_insertions_of_one_flow_make_one_connection_while_the_index_begins_to_grow
     });
 }
 
+/// A connection to one real server by one local address and port; `exclusive` as full NAT makes it.
+fn by_one_port(n: u16, exclusive: bool) -> NewConnection {
+    let (local, server) =
+        (SocketAddr::from(([10, 0, 0, 9], 5000)), SocketAddr::from(([198, 51, 100, 1], 80)));
+    let real = Flow::new(server, local, 6);
+    NewConnection { real, exclusive_reply: exclusive, index_reply: true, ..one_way(n) }
+}
+
+fn insert_together(first: NewConnection, second: NewConnection) -> (Arc<Table<Heap>>, [bool; 2]) {
+    let table = table(4, 1);
+    let mut mine = handle(&table);
+    let mut theirs = handle(&table);
+    let other = thread::spawn(move || theirs.insert(&second, NOW).is_ok());
+    let made = mine.insert(&first, NOW).is_ok();
+    let made = [made, other.join().expect("no panic")];
+    (table, made)
+}
+
+#[test]
+fn of_two_insertions_that_claim_one_reply_flow_one_succeeds() {
+    check(2, || {
+        let (table, made) = insert_together(by_one_port(1, true), by_one_port(2, true));
+        assert_ne!(made[0], made[1]);
+        let handle = handle(&table);
+        let hit = handle.find(&by_one_port(1, true).real).expect("the reply flow");
+        let found = handle.connection(hit.id).expect("the entry");
+        let winner = if made[0] { 1 } else { 2 };
+        assert_eq!((hit.direction, found.client()), (Direction::Out, one_way(winner).client));
+        assert_eq!((handle.connections().count(), table.slots_taken()), (1, 2));
+    });
+}
+
+#[test]
+fn a_claimed_reply_flow_is_not_shared_whoever_comes_first() {
+    check(2, || {
+        let (table, made) = insert_together(by_one_port(1, true), by_one_port(2, false));
+        assert!(made[1], "who claims nothing is refused nothing");
+        let handle = handle(&table);
+        let hit = handle.find(&by_one_port(1, true).real);
+        let owner = hit.and_then(|hit| handle.connection(hit.id)).map(|found| found.client());
+        let expected = if made[0] { 1 } else { 2 };
+        assert_eq!(owner, Some(one_way(expected).client));
+        assert_eq!(table.slots_taken(), if made[0] { 3 } else { 2 });
+    });
+}
+
 #[test]
 fn a_lookup_never_misses_what_growth_moves() {
     check(3, || {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use uvs_conntrack::{
-    DestinationId, Direction, Flow, Handle, Heap, Limits, NewConnection, Storage, Table, Tick,
+    DestinationId, Direction, Flow, Handle, Heap, Limits, NewConnection, NotInserted, Storage, Table, Tick,
 };
 
 const CAPACITY: usize = 96;
@@ -37,7 +37,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     vec((0..2_usize, step), 1..if cfg!(miri) { 40 } else { 600 })
 }
 
-/// A third of the keys is IPv6; some share their reply flow with another.
+/// A third of the keys is IPv6; some share their reply flow with another, and some would have it for themselves.
 fn connection(key: u16, seconds: u32) -> NewConnection {
     let v6 = key.is_multiple_of(3);
     let port = 1000 + key / 2;
@@ -51,6 +51,7 @@ fn connection(key: u16, seconds: u32) -> NewConnection {
     NewConnection {
         timeout_seconds: seconds,
         index_reply: !key.is_multiple_of(5),
+        exclusive_reply: key.is_multiple_of(4),
         ..NewConnection::new(
             Flow::new(client, service, 6),
             Flow::new(server, client, 6),
@@ -124,14 +125,22 @@ proptest! {
                 Step::Insert { key, seconds } => {
                     handles[worker].quiescent();
                     let new = connection(key, seconds);
-                    let Ok(inserted) = handles[worker].insert(&new, now) else {
+                    let rival = replies.get(&new.real).filter(|_| !model.contains_key(&key));
+                    let inserted = match handles[worker].insert(&new, now) {
+                        Ok(inserted) => inserted,
                         // Full: entries given up may still be in the other handle's view, or the index still growing.
-                        continue;
+                        Err(NotInserted::Full) => continue,
+                        Err(NotInserted::ReplyTaken) => {
+                            prop_assert!(new.exclusive_reply && rival.is_some());
+                            continue;
+                        }
                     };
+                    prop_assert!(!new.exclusive_reply || rival.is_none(), "two with the reply flow of one");
                     prop_assert_eq!(inserted.fresh, !model.contains_key(&key));
                     if inserted.fresh {
                         model.insert(key, Known { seconds, seen: now });
-                        if new.index_reply {
+                        let claimed = rival.is_some_and(|rival| connection(*rival, 1).exclusive_reply);
+                        if (new.index_reply || new.exclusive_reply) && !claimed {
                             replies.insert(new.real, key);
                         }
                     }

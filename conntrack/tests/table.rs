@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use uvs_conntrack::protocol::tcp::{ACK, Event, FIN, Mode, RST, SYN, State};
 use uvs_conntrack::{
-    DestinationId, Direction, Flow, Handle, Heap, Hit, Limits, Load, NewConnection, Table, TableFull, Tick,
-    Timeouts, flags,
+    DestinationId, Direction, Flow, Handle, Heap, Hit, Limits, Load, NewConnection, NotInserted, Sequence,
+    Table, Tick, Timeouts, flags,
 };
 
 const TCP: u8 = 6;
@@ -117,15 +117,72 @@ fn the_newest_connection_gets_the_replies() {
     assert_eq!(handle.find(&one.0.real), None);
 }
 
+/// Two clients by one local address and port to one real server, and a client that has that address and port itself.
+fn rivals() -> [NewConnection; 3] {
+    let (local, server) = (at("203.0.113.1:5000"), at("198.51.100.1:8080"));
+    let real = Flow::new(server, local, TCP);
+    let exclusive = |n| NewConnection { real, exclusive_reply: true, ..v4(n) };
+    [exclusive(1), exclusive(2), connection(local, at("192.0.2.1:80"), server)]
+}
+
+#[test]
+fn an_exclusive_reply_flow_belongs_to_one() {
+    let (table, mut handle) = table(100);
+    let [one, two, other] = rivals();
+    let id = handle.insert(&one, NOW).expect("room").id;
+    let replies = Some(Hit { id, direction: Direction::Out });
+    assert_eq!(handle.insert(&two, NOW), Err(NotInserted::ReplyTaken));
+    assert_eq!((handle.find(&two.client), handle.find(&two.real)), (None, replies));
+    let again = handle.insert(&one, NOW).expect("it is there");
+    assert_eq!((again.id, again.fresh), (id, false), "its own claim is no obstacle");
+    // Who claims nothing is a connection all the same, but gets no reply.
+    let unanswered = handle.insert(&other, NOW).expect("room").id;
+    assert_eq!((handle.find(&other.real), table.stats().replies_refused), (replies, 2));
+    assert_eq!(table.slots_taken(), 3);
+    assert!(handle.remove(id).is_some());
+    assert_eq!((handle.find(&one.real), table.slots_taken()), (None, 1));
+    let id = handle.insert(&two, NOW).expect("free again").id;
+    assert_eq!(handle.find(&two.real), Some(Hit { id, direction: Direction::Out }));
+    assert!(handle.remove(unanswered).is_some() && handle.remove(id).is_some());
+    assert_eq!(table.slots_taken(), 0);
+}
+
+#[test]
+fn a_shared_reply_flow_cannot_be_claimed() {
+    let (table, mut handle) = table(100);
+    let [one, _, other] = rivals();
+    let id = handle.insert(&other, NOW).expect("room").id;
+    assert_eq!(handle.insert(&one, NOW), Err(NotInserted::ReplyTaken));
+    assert_eq!(handle.find(&one.real), Some(Hit { id, direction: Direction::Out }));
+    assert_eq!((handle.find(&one.client), table.slots_taken()), (None, 2));
+}
+
+#[test]
+fn sequence_and_flags_change_in_one_step() {
+    let (_table, mut handle) = table(100);
+    let sequence = Sequence { delta: 0xffff_fff0, mark: 7 };
+    let new = NewConnection { sequence, flags: flags::INACTIVE | flags::TELL | 5, ..v4(1) };
+    let id = handle.insert(&new, NOW).expect("room").id;
+    let found = handle.connection(id).expect("the entry");
+    assert_eq!(found.sequence(), sequence);
+    let next = Sequence { mark: u32::MAX, ..sequence };
+    assert!(found.swap_sequence(sequence, next) && !found.swap_sequence(sequence, next));
+    assert_eq!(found.sequence(), next);
+    handle.amend(id, flags::OWN, flags::TELL);
+    let found = handle.connection(id).expect("the entry");
+    assert_eq!(found.meta().flags(), flags::INACTIVE | flags::OWN | 5);
+    assert_eq!(found.seconds_left(NOW), 3);
+}
+
 #[test]
 fn a_full_table_refuses_and_recovers() {
     for make in [|n: u16| v4(n.into()), v6] {
         let (table, mut handle) = table(100);
         let ids: Vec<_> = (0..100).map(|n| handle.insert(&make(n), NOW).expect("room").id).collect();
-        assert_eq!(handle.insert(&make(100), NOW), Err(TableFull));
+        assert_eq!(handle.insert(&make(100), NOW), Err(NotInserted::Full));
         assert_eq!(table.stats().full, 1);
         assert!(handle.remove(ids[50]).is_some());
-        assert_eq!(handle.insert(&make(100), NOW), Err(TableFull), "not before a quiescent point");
+        assert_eq!(handle.insert(&make(100), NOW), Err(NotInserted::Full), "not before a quiescent point");
         handle.quiescent();
         assert!(handle.insert(&make(100), NOW).expect("room again").fresh);
         assert!((0..=100).all(|n| handle.find(&make(n).client).is_some() == (n != 50)));
@@ -140,7 +197,7 @@ fn an_entry_is_not_reused_while_another_handle_may_hold_it() {
     assert!(other.find(&v4(1).client).is_some());
     assert!(handle.remove(id).is_some());
     handle.quiescent();
-    assert_eq!(handle.insert(&v4(2), NOW), Err(TableFull), "the other handle has not moved on");
+    assert_eq!(handle.insert(&v4(2), NOW), Err(NotInserted::Full), "the other handle has not moved on");
     other.quiescent();
     handle.quiescent();
     assert!(handle.insert(&v4(2), NOW).is_ok());
@@ -338,7 +395,7 @@ fn a_template_removed_is_found_no_more_but_stays_for_its_connections() {
     assert!(handle.remove(controller).is_none());
     assert_eq!(handle.find(&template(1).client), None);
     handle.quiescent();
-    assert_eq!(handle.insert(&template(1), NOW), Err(TableFull), "its entry is not free yet");
+    assert_eq!(handle.insert(&template(1), NOW), Err(NotInserted::Full), "its entry is not free yet");
     assert_eq!(table.stats().connections4, 1);
     assert!(handle.remove(child).is_some());
     handle.sweep(NOW.plus_seconds(400), 10, |_| {});

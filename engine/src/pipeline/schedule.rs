@@ -10,7 +10,7 @@ use crate::forward::icmp::Report;
 use crate::service::{Chosen, NoDestination, Service, ServiceKey};
 use crate::verdict::{Reason, Verdict};
 use std::net::SocketAddr;
-use uvs_conntrack::{Direction, Flow, Hit, Inserted, NewConnection, TableFull, flags};
+use uvs_conntrack::{Direction, Flow, Hit, Inserted, NewConnection, NotInserted, Sequence, flags};
 use uvs_schedulers::Request;
 
 impl Tracker {
@@ -47,7 +47,7 @@ impl Tracker {
     ) -> Result<Inserted, Refusal> {
         let request =
             Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
-        let mut entered = Err(TableFull);
+        let mut entered = Err(NotInserted::Full);
         service.schedule(&request, |chosen| {
             let connection = new_connection(view, parsed, chosen);
             entered = self.handle.insert(&connection, view.now);
@@ -80,8 +80,8 @@ impl From<NoDestination> for Refusal {
     }
 }
 
-impl From<TableFull> for Refusal {
-    fn from(_: TableFull) -> Self {
+impl From<NotInserted> for Refusal {
+    fn from(_: NotInserted) -> Self {
         Refusal::TableFull
     }
 }
@@ -97,11 +97,13 @@ fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen) -> NewConne
         client: parsed.flow,
         real: Flow::new(server, client, parsed.flow.protocol()),
         index_reply: chosen.method.sees_replies(),
+        exclusive_reply: false,
         destination: chosen.id,
         flags,
         state,
         timeout_seconds: timeout,
         template: None,
         fwmark: 0,
+        sequence: Sequence::default(),
     }
 }
