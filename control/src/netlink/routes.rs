@@ -142,20 +142,30 @@ fn read(socket: &mut Socket, held: &dyn Fn(u32) -> Option<PortId>) -> Result<Ker
             },
         )?;
         kernel.routes.extend(merge(listed));
-        let mut rules = RuleMessage::default();
-        rules.header.family = family;
-        kernel.policy_rules += socket.dump(
-            &RouteNetlinkMessage::GetRule(rules),
-            &|| "list routing rules".to_owned(),
-            || 0,
-            |others, raw| {
-                *others += usize::from(
-                    !matches!(raw.decode(), Ok(RouteNetlinkMessage::NewRule(rule)) if rules::is_default(&rule)),
-                );
-            },
-        )?;
+        kernel.policy_rules += policy_rules(socket, family)?;
     }
     Ok(kernel)
+}
+
+/// How many rules of a family there are besides the default ones. None where the kernel has no rules for the family, be it
+/// without policy routing (EOPNOTSUPP) or without the family (EAFNOSUPPORT).
+fn policy_rules(socket: &mut Socket, family: AddressFamily) -> Result<usize, NetlinkError> {
+    let mut rules = RuleMessage::default();
+    rules.header.family = family;
+    let counted = socket.dump(
+        &RouteNetlinkMessage::GetRule(rules),
+        &|| "list routing rules".to_owned(),
+        || 0,
+        |others, raw| {
+            *others += usize::from(
+                !matches!(raw.decode(), Ok(RouteNetlinkMessage::NewRule(rule)) if rules::is_default(&rule)),
+            );
+        },
+    );
+    match counted {
+        Err(error) if matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => Ok(0),
+        counted => counted,
+    }
 }
 
 /// Reads one message. `None` for what plays no part here: other tables, cached routes, routes for some packets only,
@@ -326,6 +336,13 @@ mod tests {
             let header = RouteHeader { kind: *kind, ..RouteHeader::default() };
             assert_eq!(target(&header, attributes, &held), *expected, "{shows}");
         }
+    }
+
+    #[test]
+    fn a_family_without_rules_has_none() {
+        // No kernel has routing rules for X.25; it answers as one without IPv6 does for IPv6.
+        let mut socket = Socket::open().unwrap();
+        assert_eq!(policy_rules(&mut socket, AddressFamily::X25).unwrap(), 0);
     }
 
     #[test]
