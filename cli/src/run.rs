@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 use uvs_control::config;
-use uvs_control::director::{self, StartError, devices};
+use uvs_control::director::{self, RunError, devices};
 use uvs_control::options::{self, Io, Overrides, RunOptions, XdpMode};
 
 /// Arguments of `uvs run`. What is said here wins over the configuration file.
@@ -88,8 +88,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
         Err(error) => {
             eprintln!("uvs: {error}");
             match error {
-                StartError::DevicesGone | StartError::WorkerDied => ExitCode::FAILURE,
-                _ => ExitCode::from(CANNOT_BEGIN),
+                RunError::Start(_) => ExitCode::from(CANNOT_BEGIN),
+                RunError::WorkerDied | RunError::DevicesGone => ExitCode::FAILURE,
             }
         }
     }

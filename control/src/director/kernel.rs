@@ -33,6 +33,8 @@ struct State {
     vips: Option<Vips>,
     reach: Reach,
     held: Vec<u32>,
+    /// Whether the last look failed, which is said once.
+    failing: bool,
 }
 
 impl Kernel {
@@ -45,6 +47,7 @@ impl Kernel {
             neighbours: Neighbours::new(config.clone(), Client::open()?, now),
             vips,
             reach: Reach::default(),
+            failing: false,
             held: config.load().ports.iter().map(|port| port.ifindex).collect(),
             config,
         };
@@ -75,30 +78,32 @@ impl Kernel {
         others.into_iter().flatten().fold(state.neighbours.due(), Instant::min)
     }
 
-    /// Takes over what the kernel changed since the last look, and does what is due.
-    pub(super) fn look(&self) -> Result<Changes, NetlinkError> {
+    /// The first look, which takes over all there is.
+    ///
+    /// # Errors
+    /// What the kernel does not tell.
+    pub(super) fn survey(&self) -> Result<(), NetlinkError> {
+        let mut failures = Vec::new();
+        self.state().look(Instant::now(), &mut failures);
+        failures.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Takes over what the kernel changed since the last look, and does what is due. What cannot be learnt now is said, and
+    /// asked for again: what is known goes on being used.
+    pub(super) fn look(&self) -> Changes {
         let mut state = self.state();
-        let state = &mut *state;
-        let events = state.monitor.read()?;
-        let now = Instant::now();
-        tell(&state.config, &follow_ports(&state.config, &events));
-        let resolved = state.neighbours.apply(&events);
-        if events.contains(&Event::RoutesChanged) {
-            state.routing.changed(now);
+        let mut failures = Vec::new();
+        let changes = state.look(Instant::now(), &mut failures);
+        let failing = !failures.is_empty() || state.failing && state.routing.due().is_some();
+        match (state.failing, failing) {
+            (false, true) => failures.iter().for_each(|failure| {
+                tracing::warn!("{failure}; until the kernel answers, what it said last goes on being used");
+            }),
+            (true, false) => tracing::info!("the kernel answers again"),
+            _ => {}
         }
-        let rerouted = state.routing.update(now)?;
-        if rerouted {
-            state.neighbours.routes_changed(state.routing.current().gateways());
-        }
-        state.neighbours.tick(now);
-        if let Some(vips) = &mut state.vips {
-            vips.tick(now);
-        }
-        for objection in state.reach.objections(&Host::of(&state.monitor, &state.held), now) {
-            tracing::warn!("{objection}");
-        }
-        let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
-        Ok(Changes { addresses: events.iter().any(moved), next_hops: rerouted || resolved })
+        state.failing = failing;
+        changes
     }
 
     /// A worker holds frames for this neighbour.
@@ -152,6 +157,36 @@ impl Kernel {
     }
 }
 
+impl State {
+    fn look(&mut self, now: Instant, failures: &mut Vec<NetlinkError>) -> Changes {
+        let events = self.monitor.read().unwrap_or_else(|failure| {
+            failures.push(failure);
+            Vec::new()
+        });
+        tell(&self.config, &follow_ports(&self.config, &events));
+        let resolved = self.neighbours.apply(&events);
+        if events.contains(&Event::RoutesChanged) {
+            self.routing.changed(now);
+        }
+        let rerouted = self.routing.update(now).unwrap_or_else(|failure| {
+            failures.push(failure);
+            false
+        });
+        if rerouted {
+            self.neighbours.routes_changed(self.routing.current().gateways());
+        }
+        self.neighbours.tick(now);
+        if let Some(vips) = &mut self.vips {
+            vips.tick(now);
+        }
+        for objection in self.reach.objections(&Host::of(&self.monitor, &self.held), now) {
+            tracing::warn!("{objection}");
+        }
+        let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
+        Changes { addresses: events.iter().any(moved), next_hops: rerouted || resolved }
+    }
+}
+
 /// Says what became of devices.
 fn tell(config: &Config, changes: &[PortChange]) {
     let snapshot = config.load();
@@ -172,5 +207,42 @@ fn tell(config: &Config, changes: &[PortChange]) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use uvs_engine::nexthop::NextHops;
+    use uvs_engine::snapshot::Snapshot;
+
+    #[test]
+    fn what_cannot_be_learnt_now_is_learnt_later() {
+        let config = Config::new(Snapshot::empty(NextHops::new(8)));
+        let kernel = Kernel::open(config, None).unwrap();
+        kernel.survey().unwrap();
+        let devices = kernel.state().monitor.links().count();
+        assert!(devices > 0, "there is no device, not even lo");
+        {
+            let mut state = kernel.state();
+            state.monitor.deafen(true);
+            state.routing.deafen(true, Instant::now());
+        }
+        for _ in 0..2 {
+            let changes = kernel.look();
+            assert!(!changes.addresses && !changes.next_hops);
+            assert!(kernel.state().failing);
+            assert_eq!(kernel.state().monitor.links().count(), devices, "what was known is forgotten");
+        }
+        assert!(kernel.due() <= Instant::now() + Duration::from_secs(2), "nothing is tried again");
+        kernel.survey().unwrap_err();
+        {
+            let mut state = kernel.state();
+            state.monitor.deafen(false);
+            state.routing.deafen(false, Instant::now());
+        }
+        kernel.look();
+        assert!(!kernel.state().failing);
     }
 }

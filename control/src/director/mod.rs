@@ -25,6 +25,7 @@ use plane::Plane;
 use report::Report;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uvs_conntrack::{Limits, SharedTable, TableError, Tick, TooManyHandles};
@@ -43,7 +44,21 @@ use watch::{End, Watch};
 /// Next hops that may be known at a time.
 const NEXT_HOPS: u16 = u16::MAX;
 
-/// Why a director does not start, or ended by itself.
+/// Why a director ended otherwise than asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A worker died.
+    #[error("a worker ended by itself: this is a mistake in uvs, and its log says where")]
+    WorkerDied,
+    /// Every device disappeared.
+    #[error("every device this director held is gone")]
+    DevicesGone,
+}
+
+/// Why a director does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Capabilities are missing.
@@ -95,19 +110,25 @@ pub enum StartError {
     /// A service of the configuration was refused.
     #[error("the configuration cannot be applied: {0}")]
     Configuration(Refusal),
-    /// A worker died.
-    #[error("a worker ended by itself: this is a mistake in uvs, and its log says where")]
-    WorkerDied,
-    /// Every device disappeared.
-    #[error("every device this director held is gone")]
-    DevicesGone,
 }
 
 /// Runs a director until SIGTERM or SIGINT. Prints `ready` on standard output when frames flow.
 ///
 /// # Errors
 /// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again.
-pub fn run(options: &RunOptions) -> Result<(), StartError> {
+pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    let (director, signals) = begin(options)?;
+    let end = director.watch.run(&signals);
+    director.stop();
+    match end {
+        End::Asked => Ok(()),
+        End::DevicesGone => Err(RunError::DevicesGone),
+        End::WorkerDied => Err(RunError::WorkerDied),
+    }
+}
+
+/// Starts a director and says that it is ready; also what becomes readable when it is asked to end.
+fn begin(options: &RunOptions) -> Result<(Director, UnixStream), StartError> {
     privilege::check()?;
     // Asked before anything is opened: the devices of a running director would only be found in use.
     if crate::client::Client::new(options.socket.clone()).reach().is_ok() {
@@ -121,12 +142,12 @@ pub fn run(options: &RunOptions) -> Result<(), StartError> {
         writeln!(io::stdout(), "ready")?;
         Ok(())
     });
-    let end = ready.and_then(|()| Ok(director.watch.run(&signals)?));
-    director.stop();
-    match end? {
-        End::Asked => Ok(()),
-        End::DevicesGone => Err(StartError::DevicesGone),
-        End::WorkerDied => Err(StartError::WorkerDied),
+    match ready {
+        Ok(()) => Ok((director, signals)),
+        Err(error) => {
+            director.stop();
+            Err(error)
+        }
     }
 }
 
@@ -159,7 +180,7 @@ impl Director {
 
         let vips = options.assign_vips.then(open_vips).transpose()?;
         let kernel = Kernel::open(config.clone(), vips)?;
-        kernel.look()?;
+        kernel.survey()?;
 
         let cores = devices::cores(&options.workers, chosen)?;
         let crew = Crew::open(&devices::seats(chosen, options.xdp_mode), &cores)?;

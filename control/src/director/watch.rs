@@ -3,7 +3,6 @@
 use super::SharedRegistry;
 use super::kernel::Kernel;
 use super::rates::PERIOD;
-use crate::netlink::NetlinkError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io;
@@ -49,14 +48,14 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Watches until there is a reason to end.
-    pub(super) fn run(&self, signals: &UnixStream) -> Result<End, NetlinkError> {
+    pub(super) fn run(&self, signals: &UnixStream) -> End {
         let (mut beat, mut estimate) = (Instant::now(), Instant::now() + PERIOD);
         loop {
             if self.wait(signals, beat.min(estimate)) {
-                return Ok(End::Asked);
+                return End::Asked;
             }
             self.hear();
-            let changes = self.kernel.look()?;
+            let changes = self.kernel.look();
             if changes.addresses {
                 let local = self.kernel.local_addresses();
                 super::lock(&self.registry).plane_mut().set_local(local);
@@ -69,10 +68,10 @@ impl Watch {
                 beat = now + HEARTBEAT;
                 super::lock(&self.registry).plane_mut().keep_guard();
                 if !self.running.is_whole() {
-                    return Ok(End::WorkerDied);
+                    return End::WorkerDied;
                 }
                 if !self.kernel.has_devices() {
-                    return Ok(End::DevicesGone);
+                    return End::DevicesGone;
                 }
             }
             if now >= estimate {

@@ -39,6 +39,8 @@ pub struct Monitor {
     notifications: Socket,
     requests: Socket,
     mirror: Mirror,
+    /// What was not told yet.
+    events: Vec<Event>,
     resync: bool,
     overflows: u64,
 }
@@ -55,6 +57,7 @@ impl Monitor {
             notifications: Socket::subscribe(&GROUPS, bytes)?,
             requests: Socket::open()?,
             mirror: Mirror::default(),
+            events: Vec::new(),
             resync: true,
             overflows: 0,
         })
@@ -63,33 +66,43 @@ impl Monitor {
     /// Everything that changed since the last call, in the order in which it happened. Does not wait.
     ///
     /// Where notifications were lost, their sum: the differences to a new listing.
+    ///
+    /// # Errors
+    /// The kernel cannot be followed, or gives no listing. Nothing is lost: the next call takes a new listing, and tells
+    /// what this one did not.
     pub fn read(&mut self) -> Result<Vec<Event>, NetlinkError> {
-        let mut events = Vec::new();
         loop {
-            let received = self
-                .notifications
-                .receive()
-                .map_err(|source| NetlinkError::Receive { what: "follow changes".into(), source })?;
-            match received {
-                Received::Datagram => {
+            match self.notifications.receive() {
+                Ok(Received::Datagram) => {
                     for message in self.notifications.notifications() {
-                        apply(&mut self.mirror, &message, &mut events);
+                        apply(&mut self.mirror, &message, &mut self.events);
                     }
                 }
-                Received::Overflow => {
+                Ok(Received::Overflow) => {
                     self.overflows += 1;
                     self.resync = true;
                 }
-                Received::Nothing => break,
+                Ok(Received::Nothing) => break,
+                Err(source) => {
+                    self.resync = true;
+                    return Err(NetlinkError::Receive { what: "follow changes".into(), source });
+                }
             }
         }
         if self.resync {
             let listed = list(&mut self.requests)?;
-            difference(&self.mirror, &listed, &mut events);
+            difference(&self.mirror, &listed, &mut self.events);
             self.mirror = listed;
             self.resync = false;
         }
-        Ok(events)
+        Ok(std::mem::take(&mut self.events))
+    }
+
+    /// Makes every listing fail from now on, or no longer. What it misses is made up for by the next one.
+    #[cfg(test)]
+    pub(crate) fn deafen(&mut self, deaf: bool) {
+        self.requests = if deaf { Socket::deaf() } else { Socket::open() }.unwrap();
+        self.resync = true;
     }
 
     /// The devices there are, by index.

@@ -85,6 +85,9 @@ impl Routing {
     }
 
     /// Reads the tables if it is time to and publishes the routes if they differ. `true` when they do.
+    ///
+    /// # Errors
+    /// The tables could not be read. The routes stay as they are, and another reading is due a second later.
     pub fn update(&mut self, now: Instant) -> Result<bool, NetlinkError> {
         if self.due.is_none_or(|due| now < due) {
             return Ok(false);
@@ -117,6 +120,13 @@ impl Routing {
         }
         self.current = routes;
         Ok(differ)
+    }
+
+    /// Makes every reading of the tables fail from now on, or no longer; one is due.
+    #[cfg(test)]
+    pub(crate) fn deafen(&mut self, deaf: bool, now: Instant) {
+        self.socket = if deaf { Socket::deaf() } else { Socket::open() }.unwrap();
+        self.due = Some(now);
     }
 
     /// What the tables said when they were read last.

@@ -120,6 +120,14 @@ impl Socket {
         set_up().map_err(NetlinkError::Open)
     }
 
+    /// A socket whose every request fails, because it speaks to a process that is not there.
+    #[cfg(test)]
+    pub(super) fn deaf() -> Result<Self, NetlinkError> {
+        let socket = Self::open()?;
+        socket.inner.connect(&SocketAddr::new(u32::MAX, 0)).map_err(NetlinkError::Open)?;
+        Ok(socket)
+    }
+
     fn make() -> io::Result<Self> {
         let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         inner.bind_auto()?;
