@@ -138,17 +138,13 @@ fn begin(options: &RunOptions) -> Result<(Director, UnixStream), StartError> {
     let signals = watch::signals()?;
     let director = Director::start(options, &chosen)?;
     director.guard(options, &chosen);
-    let ready = director.steer(options.xdp_mode, &chosen).and_then(|()| {
-        writeln!(io::stdout(), "ready")?;
-        Ok(())
-    });
-    match ready {
-        Ok(()) => Ok((director, signals)),
-        Err(error) => {
-            director.stop();
-            Err(error)
-        }
+    if let Err(error) = director.steer(options.xdp_mode, &chosen) {
+        director.stop();
+        return Err(error);
     }
+    // Whoever does not read it does not wait for it.
+    let _unread = writeln!(io::stdout(), "ready");
+    Ok((director, signals))
 }
 
 /// CLOCK_MONOTONIC as the connection table counts it.
