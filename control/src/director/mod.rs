@@ -1,7 +1,8 @@
 //! The director: everything assembled, in the order in which no frame falls between two chairs.
 //!
 //! Start: tables, devices, workers (no frame reaches them yet), services, the guard, and the steering program last. Stop: the
-//! steering program first (every frame is the kernel's), then the guard, the workers and the rest.
+//! steering program first (every frame is the kernel's), then the guard, the workers and the rest. After a fault the guard
+//! stays for its time, as when the process is killed.
 
 pub mod devices;
 mod kernel;
@@ -115,11 +116,12 @@ pub enum StartError {
 /// Runs a director until SIGTERM or SIGINT. Prints `ready` on standard output when frames flow.
 ///
 /// # Errors
-/// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again.
+/// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again, but for the
+/// guard when a worker died.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let (director, signals) = begin(options)?;
     let end = director.watch.run(&signals);
-    director.stop();
+    director.stop(end.is_crash());
     match end {
         End::Asked => Ok(()),
         End::DevicesGone => Err(RunError::DevicesGone),
@@ -139,7 +141,7 @@ fn begin(options: &RunOptions) -> Result<(Director, UnixStream), StartError> {
     let director = Director::start(options, &chosen)?;
     director.guard(options, &chosen);
     if let Err(error) = director.steer(options.xdp_mode, &chosen) {
-        director.stop();
+        director.stop(false);
         return Err(error);
     }
     // Whoever does not read it does not wait for it.
@@ -252,14 +254,16 @@ impl Director {
         Ok(())
     }
 
-    /// Takes everything away again.
-    fn stop(self) {
+    /// Takes everything away again; with `crashed`, everything but the guard.
+    fn stop(self, crashed: bool) {
         let Director { watch: Watch { registry, kernel, .. }, server } = self;
         drop(server);
         let mut registry = lock(&registry);
         let plane = registry.plane_mut();
         plane.report.attachments.clear();
-        if let Err(error) = plane.take_guard_down() {
+        if crashed {
+            plane.keep_guard();
+        } else if let Err(error) = plane.take_guard_down() {
             tracing::error!("the guard stands still, for its time: `uvs guard off` takes it away ({error})");
         }
         kernel.withdraw_all();

@@ -27,6 +27,16 @@ pub(super) enum End {
     WorkerDied,
 }
 
+impl End {
+    /// Whether connections are to be kept from the kernel until the next start, as the guard does when the process dies.
+    pub(super) fn is_crash(self) -> bool {
+        match self {
+            End::WorkerDied => true,
+            End::Asked | End::DevicesGone => false,
+        }
+    }
+}
+
 /// Becomes readable when this process is asked to end.
 pub(super) fn signals() -> io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
@@ -106,6 +116,18 @@ impl Watch {
                     tracing::error!("{name} is gone: its queues are closed, the other devices go on");
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_stays_after_a_fault_only() {
+        for (end, stays) in [(End::Asked, false), (End::DevicesGone, false), (End::WorkerDied, true)] {
+            assert_eq!(end.is_crash(), stays, "{end:?}");
         }
     }
 }
