@@ -325,9 +325,13 @@ impl Service {
         self.destinations.close(self.key, member.address, member.place, now);
     }
 
-    /// Puts another scheduler in place. Connections and counters stay.
+    /// Puts another scheduler in place. Connections and counters stay, and so does a scheduler of the same name with all
+    /// it remembers (`ip_vs_edit_service`).
     pub fn set_scheduler(&self, name: &str, scheduler: Box<dyn Scheduler>) {
         let mut core = self.core();
+        if core.scheduler == name {
+            return;
+        }
         self.settle(&mut core);
         name.clone_into(&mut core.scheduler);
         core.balancer.set_scheduler(scheduler);

@@ -205,3 +205,21 @@ fn a_deleted_service_takes_nothing_more() {
     assert_eq!(view.destinations[0].connections, Connections { active: 1, inactive: 0 });
     assert_eq!((view.traffic.connections, view.traffic.in_packets), (0, 1), "a new service counts from zero");
 }
+
+#[test]
+fn the_same_scheduler_goes_on_where_it_was() {
+    let [plan, _] = plans();
+    let (mut director, [tcp, _]) = Director::with_server(&plan, Method::Nat);
+    tcp.set_scheduler("rr", uvs_schedulers::by_name("rr").unwrap());
+    tcp.add(&destination(plan.second, Method::Nat, &plan)).unwrap();
+    let chosen = |director: &mut Director, port| {
+        let (_, sent) = director.run(CLIENTS, &client(&plan, port, SYN).bytes());
+        sent[..6].to_vec()
+    };
+    let first = chosen(&mut director, 1);
+    tcp.set_scheduler("rr", uvs_schedulers::by_name("rr").unwrap());
+    let second = chosen(&mut director, 2);
+    assert_ne!(first, second, "an edit with the same scheduler begins anew");
+    tcp.set_scheduler("wrr", uvs_schedulers::by_name("wrr").unwrap());
+    assert_eq!(tcp.view().scheduler, "wrr");
+}
