@@ -2,11 +2,11 @@
 //! their real servers' next hops into view.
 
 use super::kernel::Kernel;
-use super::rates::Estimator;
+use super::rates::Averages;
 use super::report::Report;
 use crate::api::{
-    self, Counters, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId,
-    ServiceSpec, Timeouts,
+    self, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId, ServiceSpec,
+    Timeouts,
 };
 use crate::registry::{Apply, Features};
 use std::collections::HashMap;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use uvs_conntrack::{DestinationId, Tick};
 use uvs_engine::Config;
-use uvs_engine::counters::Traffic;
 use uvs_engine::forward::Method;
 use uvs_engine::plan::Plan;
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
@@ -38,7 +37,7 @@ pub(super) struct Plane {
     pub(super) guard: Option<(Guard, Duration)>,
     members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
     lingering: Vec<Lingering>,
-    averages: HashMap<ServiceKey, Averages>,
+    averages: Averages,
     generation: u64,
 }
 
@@ -55,13 +54,6 @@ struct Lingering {
     id: DestinationId,
     service: ServiceKey,
     reply: Option<SocketAddr>,
-}
-
-/// Averages of a service and its real servers.
-#[derive(Default)]
-struct Averages {
-    service: Estimator,
-    servers: HashMap<SocketAddr, Estimator>,
 }
 
 impl Plane {
@@ -81,7 +73,7 @@ impl Plane {
             guard: None,
             members: HashMap::new(),
             lingering: Vec::new(),
-            averages: HashMap::new(),
+            averages: Averages::default(),
             generation: 0,
         }
     }
@@ -89,19 +81,7 @@ impl Plane {
     /// Called every two seconds: takes the sums into the averages, and forgets what no connection needs any more.
     pub(super) fn look_after(&mut self, now: Tick) {
         let snapshot = self.config.load();
-        self.averages.retain(|key, _| snapshot.services.find(key).is_some());
-        for service in snapshot.services.iter() {
-            let view = service.view();
-            let averages = self.averages.entry(view.key).or_default();
-            averages.service.update(&counters(&view.traffic));
-            let members = self.members.get(&view.key);
-            averages
-                .servers
-                .retain(|address, _| members.is_some_and(|members| members.contains_key(address)));
-            for server in &view.destinations {
-                averages.servers.entry(server.config.address).or_default().update(&counters(&server.traffic));
-            }
-        }
+        self.averages.update(snapshot.services.iter().map(|service| service.view()));
         self.report.load.sample();
         self.release_idle();
         self.destinations.collect(now);
@@ -266,11 +246,17 @@ impl Apply for Plane {
 
     fn zero(&mut self, id: Option<&ServiceId>) {
         let snapshot = self.config.load();
-        match id.and_then(key) {
-            Some(key) => snapshot.services.find(&key).into_iter().for_each(|service| service.zero()),
+        match id {
+            Some(id) => {
+                if let Some(service) = key(id).and_then(|key| snapshot.services.find(&key)) {
+                    service.zero();
+                    self.averages.zero(&service.key());
+                }
+            }
             None => {
                 snapshot.services.iter().for_each(|service| service.zero());
                 self.destinations.counters().zero_total();
+                self.averages = Averages::default();
             }
         }
     }
@@ -294,20 +280,18 @@ impl Apply for Plane {
 
     fn service_activity(&self, id: &ServiceId) -> ServiceActivity {
         let Ok(service) = self.service(id) else { return ServiceActivity::default() };
-        let rates = self.averages.get(&service.key()).map(|averages| averages.service.rates());
-        ServiceActivity { counters: counters(&service.totals()), rates: rates.unwrap_or_default() }
+        ServiceActivity { counters: service.totals().into(), rates: self.averages.of_service(&service.key()) }
     }
 
     fn server_activity(&self, id: &ServiceId, server: SocketAddr) -> ServerActivity {
         let Ok(service) = self.service(id) else { return ServerActivity::default() };
         let Some(view) = service.destination(server) else { return ServerActivity::default() };
-        let averages = self.averages.get(&service.key()).and_then(|averages| averages.servers.get(&server));
         ServerActivity {
             active: view.connections.active,
             inactive: view.connections.inactive,
             persistent: 0,
-            counters: counters(&view.traffic),
-            rates: averages.map(Estimator::rates).unwrap_or_default(),
+            counters: view.traffic.into(),
+            rates: self.averages.of_server(&service.key(), server),
         }
     }
 
@@ -364,16 +348,6 @@ fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
         lower_threshold: server.lower_threshold,
         plan: Plan::default(),
     })
-}
-
-fn counters(traffic: &Traffic) -> Counters {
-    Counters {
-        connections: traffic.connections,
-        in_packets: traffic.in_packets,
-        out_packets: traffic.out_packets,
-        in_bytes: traffic.in_bytes,
-        out_bytes: traffic.out_bytes,
-    }
 }
 
 fn refusal(error: ServiceError) -> Refusal {

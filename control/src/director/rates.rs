@@ -2,7 +2,11 @@
 //! weight 1/4 in fixed point (`net/netfilter/ipvs/ip_vs_est.c`).
 
 use crate::api::{Counters, Rates};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
+use uvs_engine::counters::Traffic;
+use uvs_engine::service::{ServiceKey, ServiceView};
 
 /// How far two estimations are apart.
 pub(super) const PERIOD: Duration = Duration::from_secs(2);
@@ -29,9 +33,9 @@ impl<const SCALE: u32> Average<SCALE> {
     }
 }
 
-/// The averages of a service, a real server, or all.
+/// The averages of a service or a real server.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Estimator {
+struct Estimator {
     connections: Average<10>,
     in_packets: Average<10>,
     out_packets: Average<10>,
@@ -41,7 +45,7 @@ pub(super) struct Estimator {
 
 impl Estimator {
     /// Takes the sums of this moment into the averages.
-    pub(super) fn update(&mut self, sums: &Counters) {
+    fn update(&mut self, sums: &Counters) {
         self.connections.update(sums.connections);
         self.in_packets.update(sums.in_packets);
         self.out_packets.update(sums.out_packets);
@@ -50,7 +54,7 @@ impl Estimator {
     }
 
     /// The averages per second.
-    pub(super) fn rates(&self) -> Rates {
+    fn rates(&self) -> Rates {
         Rates {
             connections: self.connections.per_second(),
             in_packets: self.in_packets.per_second(),
@@ -61,9 +65,99 @@ impl Estimator {
     }
 }
 
+/// The averages of all services and their real servers.
+#[derive(Debug, Default)]
+pub(super) struct Averages(HashMap<ServiceKey, OfService>);
+
+#[derive(Debug, Default)]
+struct OfService {
+    service: Estimator,
+    servers: HashMap<SocketAddr, Estimator>,
+}
+
+impl Averages {
+    /// Takes the sums of this moment into the averages. Services and real servers that are not among them are forgotten.
+    pub(super) fn update(&mut self, services: impl Iterator<Item = ServiceView>) {
+        let mut before = std::mem::take(&mut self.0);
+        for view in services {
+            let mut earlier = before.remove(&view.key).unwrap_or_default();
+            earlier.service.update(&view.traffic.into());
+            let mut servers = HashMap::with_capacity(view.destinations.len());
+            for server in &view.destinations {
+                let address = server.config.address;
+                let mut estimator = earlier.servers.remove(&address).unwrap_or_default();
+                estimator.update(&server.traffic.into());
+                servers.insert(address, estimator);
+            }
+            self.0.insert(view.key, OfService { servers, ..earlier });
+        }
+    }
+
+    /// A service's averages and its real servers' start from zero, as its counters do (`ip_vs_zero_estimator`).
+    pub(super) fn zero(&mut self, service: &ServiceKey) {
+        self.0.remove(service);
+    }
+
+    /// A service's averages.
+    pub(super) fn of_service(&self, service: &ServiceKey) -> Rates {
+        self.0.get(service).map(|averages| averages.service.rates()).unwrap_or_default()
+    }
+
+    /// A real server's averages.
+    pub(super) fn of_server(&self, service: &ServiceKey, server: SocketAddr) -> Rates {
+        let estimator = self.0.get(service).and_then(|averages| averages.servers.get(&server));
+        estimator.map(Estimator::rates).unwrap_or_default()
+    }
+}
+
+impl From<Traffic> for Counters {
+    fn from(traffic: Traffic) -> Self {
+        let Traffic { connections, in_packets, out_packets, in_bytes, out_bytes } = traffic;
+        Counters { connections, in_packets, out_packets, in_bytes, out_bytes }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use uvs_conntrack::DestinationId;
+    use uvs_engine::forward::Method;
+    use uvs_engine::service::{Connections, DestinationConfig, DestinationView};
+
+    /// A service with one real server, both with so many connections scheduled.
+    fn view(key: ServiceKey, server: SocketAddr, connections: u64) -> ServiceView {
+        let traffic = Traffic { connections, ..Traffic::default() };
+        let config = DestinationConfig::new(server, Method::Nat);
+        let destination = DestinationView {
+            id: DestinationId(0),
+            config,
+            connections: Connections::default(),
+            overloaded: false,
+            traffic,
+        };
+        ServiceView { key, scheduler: "rr".into(), flags: 0, traffic, destinations: vec![destination] }
+    }
+
+    #[test]
+    fn zeroed_averages_start_with_the_counters() {
+        let key = ServiceKey { address: [192, 0, 2, 80].into(), port: 80, protocol: 6 };
+        let other = ServiceKey { port: 81, ..key };
+        let server = SocketAddr::from(([10, 0, 0, 11], 80));
+        let mut averages = Averages::default();
+        let both = |sums: [u64; 2]| [view(key, server, sums[0]), view(other, server, sums[1])].into_iter();
+        let connections = |averages: &Averages, key| {
+            (averages.of_service(key).connections, averages.of_server(key, server).connections)
+        };
+        averages.update(both([8000, 8000]));
+        assert_eq!(connections(&averages, &key), (1000, 1000));
+        averages.zero(&key);
+        assert_eq!(connections(&averages, &key), (0, 0), "the rates stay");
+        assert_eq!(connections(&averages, &other), (1000, 1000), "of another service");
+        averages.update(both([800, 8000]));
+        assert_eq!(connections(&averages, &key), (100, 100), "the first period counts");
+        averages.update([view(key, server, 800)].into_iter());
+        assert_eq!(connections(&averages, &other), (0, 0), "a service that is gone");
+    }
 
     #[test]
     fn a_steady_flow_is_approached_by_quarters() {
