@@ -3,7 +3,7 @@
 use crate::{CANNOT_BEGIN, Socket, say};
 use std::fmt::Write;
 use std::process::ExitCode;
-use uvs_control::api::{Request, Response, Status};
+use uvs_control::api::{QueueStatus, Request, Response, Status};
 
 /// Arguments of `uvs status`.
 #[derive(Clone, Debug, clap::Args)]
@@ -98,23 +98,31 @@ fn describe(status: &Status) -> String {
 }
 
 fn drops(text: &mut String, status: &Status) {
-    let kernel: u64 =
-        status.devices.iter().flat_map(|device| &device.queues).map(|queue| queue.kernel_dropped).sum();
-    let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
-    if dropped.is_empty() && kernel == 0 {
+    let sum = |of: fn(&QueueStatus) -> u64| -> u64 {
+        status.devices.iter().flat_map(|device| &device.queues).map(of).sum()
+    };
+    let drops = status.drops.iter().map(|drop| (drop.count, &*drop.reason, &*drop.explanation));
+    let kernel = [
+        (sum(|queue| queue.ring_full), "ring_full", "A receive ring was full: its worker was too slow."),
+        (
+            sum(|queue| queue.kernel_dropped),
+            "kernel_dropped",
+            "The kernel had no free chunk to receive into, or the frame was too long for one.",
+        ),
+        (
+            sum(|queue| queue.transmit_refused),
+            "transmit_refused",
+            "The kernel did not take the frame to send.",
+        ),
+    ];
+    let dropped: Vec<_> = drops.chain(kernel).filter(|(count, ..)| *count > 0).collect();
+    if dropped.is_empty() {
         text.push_str("No frame was dropped.\n");
         return;
     }
     text.push_str("Dropped      Reason                Meaning\n");
-    for drop in dropped {
-        let _ = writeln!(text, "{:<12} {:<21} {}", drop.count, drop.reason, drop.explanation);
-    }
-    if kernel > 0 {
-        let _ = writeln!(
-            text,
-            "{kernel:<12} {:<21} The kernel found no free buffer in a fill ring.",
-            "no_buffer"
-        );
+    for (count, reason, explanation) in dropped {
+        let _ = writeln!(text, "{count:<12} {reason:<21} {explanation}");
     }
 }
 
@@ -140,7 +148,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uvs_control::api::{DeviceStatus, DropCount, QueueStatus, TableStatus, WorkerStatus};
+    use uvs_control::api::{DeviceStatus, DropCount, TableStatus, WorkerStatus};
 
     #[test]
     fn a_director_is_described_on_one_screen() {
@@ -165,7 +173,7 @@ mod tests {
                 up: true,
                 mode: "native".into(),
                 copy: "copy".into(),
-                queues: vec![QueueStatus { queue: 0, worker: 0, kernel_dropped: 1 }],
+                queues: vec![QueueStatus { kernel_dropped: 1, ring_full: 7, ..QueueStatus::default() }],
             }],
             table: TableStatus {
                 connections: 5,
@@ -197,7 +205,8 @@ Given back to the kernel 4; next hops without an address 0
 
 Dropped      Reason                Meaning
 2            malformed             It lies.
-1            no_buffer             The kernel found no free buffer in a fill ring.
+7            ring_full             A receive ring was full: its worker was too slow.
+1            kernel_dropped        The kernel had no free chunk to receive into, or the frame was too long for one.
 ";
         assert_eq!(describe(&status), expected);
     }

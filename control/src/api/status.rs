@@ -78,8 +78,14 @@ pub struct QueueStatus {
     pub queue: u32,
     /// The number of the worker that polls it.
     pub worker: u32,
-    /// Frames the kernel dropped because no buffer was there.
+    /// Frames the kernel dropped because the receive ring was full: the worker was too slow.
+    pub ring_full: u64,
+    /// Frames the kernel dropped because there was no free chunk for them, or because they were too long for one.
     pub kernel_dropped: u64,
+    /// Times the kernel wanted a free chunk and there was none: which of the two it was.
+    pub fill_empty: u64,
+    /// Frames of the worker that the kernel did not take to send.
+    pub transmit_refused: u64,
 }
 
 /// The connection table.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use uvs_conntrack::{Connection, SharedHandle};
 use uvs_engine::counters::{Counters, Event, WorkerCounters};
+use uvs_engine::link::xdp::Statistics;
 use uvs_engine::steer::Attachment;
 use uvs_engine::worker::Running;
 use uvs_engine::{Reason, Snapshot};
@@ -135,13 +136,8 @@ impl Report {
                         .to_owned(),
                     queues: lanes
                         .iter()
-                        .map(|lane| QueueStatus {
-                            queue: lane.queue,
-                            worker: u32::try_from(lane.worker).unwrap_or(u32::MAX),
-                            kernel_dropped: lane
-                                .probe
-                                .statistics()
-                                .map_or(0, |statistics| statistics.dropped + statistics.receive_full),
+                        .map(|lane| {
+                            queue(lane.queue, lane.worker, &lane.probe.statistics().unwrap_or_default())
                         })
                         .collect(),
                 }
@@ -152,6 +148,17 @@ impl Report {
 
 fn dropped(counters: &WorkerCounters) -> u64 {
     Reason::ALL.iter().map(|reason| counters.drops(*reason)).sum()
+}
+
+fn queue(queue: u32, worker: usize, counted: &Statistics) -> QueueStatus {
+    QueueStatus {
+        queue,
+        worker: u32::try_from(worker).unwrap_or(u32::MAX),
+        ring_full: counted.receive_full,
+        kernel_dropped: counted.dropped,
+        fill_empty: counted.fill_empty,
+        transmit_refused: counted.invalid_transmit,
+    }
 }
 
 /// A link-layer address as `ip link` writes it.
@@ -169,5 +176,31 @@ fn entry(connection: &Connection<'_>, now: uvs_conntrack::Tick) -> ConnectionEnt
         state: connection.state_name().to_owned(),
         expires: connection.seconds_left(now),
         engine: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_counted_keeps_its_cause() {
+        let counted = Statistics {
+            dropped: 1,
+            invalid_fill: 2,
+            invalid_transmit: 3,
+            receive_full: 4,
+            fill_empty: 5,
+            transmit_empty: 6,
+        };
+        let expected = QueueStatus {
+            queue: 7,
+            worker: 8,
+            ring_full: 4,
+            kernel_dropped: 1,
+            fill_empty: 5,
+            transmit_refused: 3,
+        };
+        assert_eq!(queue(7, 8, &counted), expected);
     }
 }
