@@ -90,8 +90,8 @@ fn describe(status: &Status) -> String {
     );
     let _ = writeln!(
         text,
-        "Given back to the kernel {}; next hops without an address {}\n",
-        status.to_kernel, status.unresolved
+        "Given back to the kernel {}; frames waiting for their next hop {}\n",
+        status.to_kernel, status.held
     );
     drops(&mut text, status);
     text
@@ -188,7 +188,7 @@ mod tests {
                 DropCount { reason: "truncated".into(), explanation: "It ends.".into(), count: 0 },
             ],
             to_kernel: 4,
-            unresolved: 0,
+            held: 3,
             on_crash: "guard".into(),
         };
         let expected = "uvs 0.1.0, process 77, up 1 h 1 min
@@ -201,7 +201,7 @@ Worker  Core  Busy    Received  Transmitted   Handed off      Dropped
 0       1      25 %          12           10            0            2
 
 Connections 5 of 100, 3 MiB in memory; made 0, expired 0, refused because full 0
-Given back to the kernel 4; next hops without an address 0
+Given back to the kernel 4; frames waiting for their next hop 3
 
 Dropped      Reason                Meaning
 2            malformed             It lies.

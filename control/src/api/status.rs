@@ -25,8 +25,8 @@ pub struct Status {
     pub drops: Vec<DropCount>,
     /// Frames given back to the kernel.
     pub to_kernel: u64,
-    /// Next hops whose link-layer address is not known now.
-    pub unresolved: u64,
+    /// Frames that wait for their next hop's link-layer address now.
+    pub held: u64,
     /// What the guard would do if this process died now: `guard` or `kernel`.
     pub on_crash: String,
 }

@@ -97,7 +97,7 @@ impl Report {
             servers: servers as u64,
             drops: drops.collect(),
             to_kernel: counters.events(Event::ToKernel),
-            unresolved: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
+            held: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
             on_crash: if guarded { "guard" } else { "kernel" }.to_owned(),
         }
     }
