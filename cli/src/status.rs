@@ -3,7 +3,7 @@
 use crate::{CANNOT_BEGIN, Socket, say};
 use std::fmt::Write;
 use std::process::ExitCode;
-use uvs_control::api::{QueueStatus, Request, Response, Status};
+use uvs_control::api::{NextHopStatus, QueueStatus, Request, Response, Status};
 
 /// Arguments of `uvs status`.
 #[derive(Clone, Debug, clap::Args)]
@@ -90,8 +90,14 @@ fn describe(status: &Status) -> String {
     );
     let _ = writeln!(
         text,
-        "Given back to the kernel {}; frames waiting for their next hop {}\n",
+        "Given back to the kernel {}; frames waiting for their next hop {}",
         status.to_kernel, status.held
+    );
+    let NextHopStatus { asked, passed_over, no_room } = status.next_hops;
+    let _ = writeln!(
+        text,
+        "Next hops: the kernel was asked {asked} times, not asked because of too many questions {passed_over}, \
+         without a place {no_room}\n"
     );
     drops(&mut text, status);
     text
@@ -189,6 +195,7 @@ mod tests {
             ],
             to_kernel: 4,
             held: 3,
+            next_hops: NextHopStatus { asked: 6, passed_over: 2, no_room: 1 },
             on_crash: "guard".into(),
         };
         let expected = "uvs 0.1.0, process 77, up 1 h 1 min
@@ -202,6 +209,7 @@ Worker  Core  Busy    Received  Transmitted   Handed off      Dropped
 
 Connections 5 of 100, 3 MiB in memory; made 0, expired 0, refused because full 0
 Given back to the kernel 4; frames waiting for their next hop 3
+Next hops: the kernel was asked 6 times, not asked because of too many questions 2, without a place 1
 
 Dropped      Reason                Meaning
 2            malformed             It lies.

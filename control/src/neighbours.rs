@@ -7,6 +7,7 @@
 //! - The kernel does not see the frames that workers send, so it would let neighbours in use grow stale and never notice
 //!   that a server was replaced. Those in use are confirmed whenever the kernel calls them stale.
 
+use crate::api::NextHopStatus;
 use crate::netlink::{Client, Event, Monitor, NeighbourEntry, NeighbourState};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -41,17 +42,6 @@ impl Asking {
     const NEW: Asking = Asking { wait: 1, patience: 1 };
 }
 
-/// Counts for the status display.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NeighbourStats {
-    /// Neighbours the kernel was asked to resolve or confirm.
-    pub asked: u64,
-    /// Requests of workers passed over because too many came at once.
-    pub passed_over: u64,
-    /// Neighbours that found no room among the next hops.
-    pub no_room: u64,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct Neighbours {
@@ -64,7 +54,7 @@ pub struct Neighbours {
     asked: HashMap<Neighbour, Instant>,
     next_tick: Instant,
     ticks: u32,
-    stats: NeighbourStats,
+    stats: NextHopStatus,
 }
 
 impl Neighbours {
@@ -80,7 +70,7 @@ impl Neighbours {
             asked: HashMap::new(),
             next_tick: now + TICK,
             ticks: 0,
-            stats: NeighbourStats::default(),
+            stats: NextHopStatus::default(),
         }
     }
 
@@ -188,7 +178,7 @@ impl Neighbours {
     }
 
     /// What was done so far.
-    pub fn stats(&self) -> NeighbourStats {
+    pub fn stats(&self) -> NextHopStatus {
         self.stats
     }
 

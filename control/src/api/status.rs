@@ -27,6 +27,8 @@ pub struct Status {
     pub to_kernel: u64,
     /// Frames that wait for their next hop's link-layer address now.
     pub held: u64,
+    /// Its next hops.
+    pub next_hops: NextHopStatus,
     /// What the guard would do if this process died now: `guard` or `kernel`.
     pub on_crash: String,
 }
@@ -86,6 +88,17 @@ pub struct QueueStatus {
     pub fill_empty: u64,
     /// Frames of the worker that the kernel did not take to send.
     pub transmit_refused: u64,
+}
+
+/// What was done about next hops and their link-layer addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHopStatus {
+    /// Times the kernel was asked to resolve or confirm one.
+    pub asked: u64,
+    /// Requests of workers passed over because too many came at once.
+    pub passed_over: u64,
+    /// Times one found no place in the table.
+    pub no_room: u64,
 }
 
 /// The connection table.

@@ -1,6 +1,7 @@
 //! What a director knows of the kernel and asks of it: devices, addresses, routes, neighbours, and the virtual addresses
 //! it puts on devices.
 
+use crate::api::NextHopStatus;
 use crate::neighbours::Neighbours;
 use crate::netlink::{Client, Event, Monitor, NetlinkError, PortChange, Routing, follow_ports};
 use crate::vips::{Assigned, Host, Reach, Vips};
@@ -104,6 +105,11 @@ impl Kernel {
         }
         state.failing = failing;
         changes
+    }
+
+    /// What was done about next hops so far.
+    pub(super) fn next_hops(&self) -> NextHopStatus {
+        self.state().neighbours.stats()
     }
 
     /// A worker holds frames for this neighbour.

@@ -209,6 +209,7 @@ impl Director {
             since: Instant::now(),
             drops,
             load: Load::default(),
+            kernel: kernel.clone(),
         };
         let plane = Plane::new(config.clone(), destinations, steering, kernel.clone(), report);
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));

@@ -1,5 +1,6 @@
 //! What a director says of itself: status and connections.
 
+use super::kernel::Kernel;
 use super::load::Load;
 use crate::api::{
     ConnectionEntry, DeviceStatus, DropCount, QueueStatus, Refusal, Request, Response, Status, TableStatus,
@@ -26,6 +27,7 @@ pub(super) struct Report {
     /// Each worker's own counters.
     pub(super) drops: Vec<Arc<WorkerCounters>>,
     pub(super) load: Load,
+    pub(super) kernel: Kernel,
 }
 
 impl Report {
@@ -98,6 +100,7 @@ impl Report {
             drops: drops.collect(),
             to_kernel: counters.events(Event::ToKernel),
             held: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
+            next_hops: self.kernel.next_hops(),
             on_crash: if guarded { "guard" } else { "kernel" }.to_owned(),
         }
     }
