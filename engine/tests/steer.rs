@@ -99,6 +99,129 @@ fn replies_unless_they_are_for_this_host() {
     );
 }
 
+/// Full NAT: what real servers answer to an address that packets to them are sent from.
+#[test]
+fn replies_to_sources() {
+    let mut steering = example();
+    // One that is this host's own, one that is only routed here, one of IPv6.
+    for source in ["10.0.0.1", "10.9.9.9", "fd00::1"] {
+        steering.add_source(ip(source)).unwrap();
+    }
+    let host_ports = [32768..=60999, 4001..=4001, 0..=0, 65535..=65535];
+    steering.set_host_ports(&host_ports).unwrap();
+    let to = |port: u16| plain(TCP, "10.0.0.10:8080", &format!("10.0.0.1:{port}"));
+    let to6 = |port: u16| plain(TCP, "[fd00::10]:8080", &format!("[fd00::1]:{port}"));
+    let error = |about: &str| {
+        let request = packet(TCP, at(about), at("10.0.0.10:8080"));
+        frame(&icmp_error(3, ip("10.0.0.254"), ip("10.0.0.1"), &request))
+    };
+    let cut = |from, to| frame(&ipv4(ip4(from), ip4(to), UDP, 0x2000, &[], &[0; 24]));
+    check(
+        &steering,
+        &[
+            ("to our own address", to(5000), OURS),
+            ("to a port of the host's sockets", to(32768), THEIRS),
+            ("to the last of them", to(60999), THEIRS),
+            ("to the first above", to(61000), OURS),
+            ("to the last below", to(32767), OURS),
+            ("to a single port of the host", to(4001), THEIRS),
+            ("to the ports beside it", to(4000), OURS),
+            ("to the ports beside it", to(4002), OURS),
+            ("to port 0", to(0), THEIRS),
+            ("to port 65535", to(65535), THEIRS),
+            ("IPv6", to6(5000), OURS),
+            ("IPv6, to a port of the host's sockets", to6(40000), THEIRS),
+            ("to an address that is not this host's", plain(TCP, "10.0.0.10:8080", "10.9.9.9:40000"), OURS),
+            ("from another port", plain(TCP, "10.0.0.10:22", "10.0.0.1:5000"), THEIRS),
+            ("from no real server", plain(TCP, "10.0.0.12:8080", "10.0.0.1:5000"), THEIRS),
+            ("to another address of this host", plain(TCP, "10.0.0.10:8080", "192.0.2.1:5000"), THEIRS),
+            ("an error about our request", error("10.0.0.1:5000"), OURS),
+            ("an error about the host's own", error("10.0.0.1:40000"), THEIRS),
+            ("a fragment, whosever it is", cut("10.0.0.11", "10.0.0.1"), OURS),
+        ],
+    );
+    let guard = Guard::new(&steering, Duration::from_secs(600)).unwrap();
+    for (port, expected) in [(5000, true), (40000, false)] {
+        assert_eq!(guard.drops(&to(port)).unwrap(), expected, "the guard, port {port}");
+        assert_eq!(guard.drops(&to6(port)).unwrap(), expected, "the guard, IPv6, port {port}");
+    }
+    // Claims are counted, and ports are replaced.
+    steering.add_source(ip("10.0.0.1")).unwrap();
+    assert!(steering.remove_source(ip("10.0.0.1")).unwrap());
+    steering.set_host_ports(&[]).unwrap();
+    check(&steering, &[("any port, when the host has none", to(40000), OURS)]);
+    assert!(steering.remove_source(ip("10.0.0.1")).unwrap());
+    assert!(!steering.remove_source(ip("10.0.0.1")).unwrap());
+    check(
+        &steering,
+        &[
+            ("a source no more", to(5000), THEIRS),
+            ("nor for fragments", cut("10.0.0.11", "10.0.0.1"), THEIRS),
+        ],
+    );
+}
+
+#[test]
+fn errors_about_tunnels() {
+    const IPIP: u8 = 4;
+    const IPV6_IN_IP: u8 = 41;
+    const GRE: u8 = 47;
+    let mut steering = example();
+    for (address, port, protocol) in [
+        ("10.0.0.20", 0, IPIP),
+        ("10.0.0.20", 0, IPV6_IN_IP),
+        ("10.0.0.21", 0, GRE),
+        ("10.0.0.22", 6080, UDP),
+        ("10.0.0.11", 6080, UDP),
+        ("fd00::20", 0, IPIP),
+        ("fd00::22", 6080, UDP),
+    ] {
+        steering.add_tunnel(ip(address), port, protocol).unwrap();
+    }
+    let about = |to_host: &str, protocol: u8, from: &str, to: &str| {
+        let (source, destination) = (at(&format!("{from}:40000")), at(&format!("{to}:6080")));
+        let mut quoted = packet(UDP, source, destination);
+        let at_protocol = if quoted[0] >> 4 == 4 { 9 } else { 6 };
+        quoted[at_protocol] = protocol;
+        let kind = if quoted[0] >> 4 == 4 { 3 } else { 2 };
+        let router = if quoted[0] >> 4 == 4 { "203.0.113.1" } else { "2001:db8:e::1" };
+        frame(&icmp_error(kind, ip(router), ip(to_host), &quoted))
+    };
+    let ours4 = |protocol, to| about("10.0.0.1", protocol, "10.0.0.1", to);
+    let ours6 = |protocol, to| about("fd00::1", protocol, "[fd00::1]", to);
+    check(
+        &steering,
+        &[
+            ("IPv4 in IPv4", ours4(IPIP, "10.0.0.20"), OURS),
+            ("IPv6 in IPv4", ours4(IPV6_IN_IP, "10.0.0.20"), OURS),
+            ("GRE where IP in IP is", ours4(GRE, "10.0.0.20"), THEIRS),
+            ("GRE", ours4(GRE, "10.0.0.21"), OURS),
+            ("GUE", ours4(UDP, "10.0.0.22"), OURS),
+            ("GUE to a real server of UDP", ours4(UDP, "10.0.0.11"), OURS),
+            ("UDP to where GUE is not", ours4(UDP, "10.0.0.20"), THEIRS),
+            ("TCP to where GUE is", ours4(TCP, "10.0.0.22"), THEIRS),
+            ("to another real server", ours4(IPIP, "10.0.0.99"), THEIRS),
+            ("to another host", about("10.0.0.2", IPIP, "10.0.0.2", "10.0.0.20"), THEIRS),
+            ("GUE of another host", about("10.0.0.2", UDP, "10.0.0.2", "10.0.0.22"), THEIRS),
+            ("IPv4 in IPv6", ours6(IPIP, "[fd00::20]"), OURS),
+            ("IPv6 in IPv6, which is not", ours6(IPV6_IN_IP, "[fd00::20]"), THEIRS),
+            ("GUE over IPv6", ours6(UDP, "[fd00::22]"), OURS),
+            (
+                "an encapsulated packet itself",
+                frame(&ipv4(ip4("10.0.0.20"), ip4("10.0.0.1"), IPIP, 0, &[], &[0; 40])),
+                THEIRS,
+            ),
+        ],
+    );
+    assert!(steering.remove_tunnel(ip("10.0.0.20"), 0, IPIP).unwrap());
+    assert!(!steering.remove_tunnel(ip("10.0.0.20"), 0, IPIP).unwrap());
+    check(&steering, &[("a tunnel no more", ours4(IPIP, "10.0.0.20"), THEIRS)]);
+    for protocol in [0, 1, TCP] {
+        let refused = steering.add_tunnel(ip("10.0.0.20"), 0, protocol);
+        assert!(matches!(refused, Err(SteerError::Encapsulation(p)) if p == protocol));
+    }
+}
+
 #[test]
 fn headers_in_between() {
     let client4 = ip4("198.51.100.7");
@@ -313,7 +436,7 @@ fn changes_take_effect_at_once() {
     is(&program, &reply, OURS);
     assert!(steering.remove_reply(ip("10.0.0.10"), 80, TCP).unwrap());
     is(&program, &reply, THEIRS);
-    assert_eq!(steering.keys(), Keys { services: 0, replies: 0, locals: 0 });
+    assert_eq!(steering.keys(), Keys { services: 0, replies: 0, locals: 0, sources: 0, tunnels: 0 });
 }
 
 #[test]

@@ -140,6 +140,22 @@ impl Assembler {
         self.push(0x67, to as u8, 0, 0, bits)
     }
 
+    /// `to >>= bits`, filled with zeroes.
+    pub fn shift_right(&mut self, to: Register, bits: i32) -> &mut Self {
+        self.push(0x77, to as u8, 0, 0, bits)
+    }
+
+    /// `to >>= bits`, of which the low six count; filled with zeroes.
+    pub fn shift_right_by(&mut self, to: Register, bits: Register) -> &mut Self {
+        self.push(0x77 | FROM_REGISTER, to as u8, bits as u8, 0, 0)
+    }
+
+    /// `to` = its low two bytes, from network order to the machine's.
+    pub fn from_network16(&mut self, to: Register) -> &mut Self {
+        const END_TO_BIG: u8 = 0xdc;
+        self.push(END_TO_BIG, to as u8, 0, 0, 16)
+    }
+
     /// `to = *(base + offset)`, zero-extended, in the machine's byte order.
     pub fn load(&mut self, width: Width, to: Register, base: Register, offset: i16) -> &mut Self {
         self.push(0x61 | width as u8, to as u8, base as u8, offset, 0)
@@ -236,6 +252,9 @@ mod tests {
             ("r2 += -8", |a| _ = a.add_value(R2, -8), (0x07, 0x02, 0, -8)),
             ("r2 &= 15", |a| _ = a.and_value(R2, 15), (0x57, 0x02, 0, 15)),
             ("r2 <<= 2", |a| _ = a.shift_left(R2, 2), (0x67, 0x02, 0, 2)),
+            ("r2 >>= 6", |a| _ = a.shift_right(R2, 6), (0x77, 0x02, 0, 6)),
+            ("r1 >>= r2", |a| _ = a.shift_right_by(R1, R2), (0x7f, 0x21, 0, 0)),
+            ("r2 = be16 r2", |a| _ = a.from_network16(R2), (0xdc, 0x02, 0, 16)),
             ("r1 = *(u32 *)(r2 + 4)", |a| _ = a.load(Width::Word, R1, R2, 4), (0x61, 0x21, 4, 0)),
             ("r1 = *(u8 *)(r2 + 4)", |a| _ = a.load(Width::Byte, R1, R2, 4), (0x71, 0x21, 4, 0)),
             ("*(u16 *)(fp - 4) = r2", |a| _ = a.store(Width::Half, Fp, -4, R2), (0x6b, 0x2a, -4, 0)),

@@ -2,6 +2,7 @@
 
 use super::bpf::{self, Map, MapKind, Program, ProgramKind, TAKES_FRAGMENTS};
 use super::error::SteerError;
+use super::maps::Descriptors;
 use super::netlink::{self, Route};
 use super::program;
 use std::fmt;
@@ -60,7 +61,7 @@ pub struct Attachment {
 
 impl Attachment {
     pub(super) fn new(
-        sets: BorrowedFd<'_>,
+        maps: Descriptors<'_>,
         ifindex: u32,
         wanted: WantedMode,
         sockets: &[(u32, BorrowedFd<'_>)],
@@ -70,7 +71,7 @@ impl Attachment {
         for (queue, socket) in sockets {
             put(&map, *queue, *socket)?;
         }
-        let (program, takes_fragments) = load(sets, map.as_fd())?;
+        let (program, takes_fragments) = load(maps, map.as_fd())?;
         let (link, mode, refused) = link(&program, ifindex, wanted)?;
         Ok(Attachment { ifindex, mode, refused, takes_fragments, sockets: map, _link: link })
     }
@@ -110,11 +111,11 @@ pub struct DryRun {
 }
 
 impl DryRun {
-    pub(super) fn new(sets: BorrowedFd<'_>) -> Result<Self, SteerError> {
+    pub(super) fn new(maps: Descriptors<'_>) -> Result<Self, SteerError> {
         let socket = xdp_socket()?;
         let sockets = Map::create(MapKind::Sockets, 1, "uvs_dry", None)?;
         put(&sockets, 0, socket.as_fd())?;
-        Ok(DryRun { program: load(sets, sockets.as_fd())?.0, _socket: socket })
+        Ok(DryRun { program: load(maps, sockets.as_fd())?.0, _socket: socket })
     }
 
     /// Whether a frame that came now would be taken. Frames are of an Ethernet header (14 bytes) at least.
@@ -148,8 +149,8 @@ fn put(sockets: &Map<u32, u32>, queue: u32, socket: BorrowedFd<'_>) -> Result<()
 }
 
 /// Loads the program for one device. Says whether it takes frames of several buffers.
-fn load(sets: BorrowedFd<'_>, sockets: BorrowedFd<'_>) -> Result<(Program, bool), SteerError> {
-    let instructions = program::steer(sets, sockets)?;
+fn load(maps: Descriptors<'_>, sockets: BorrowedFd<'_>) -> Result<(Program, bool), SteerError> {
+    let instructions = program::steer(maps, sockets)?;
     match Program::load(ProgramKind::Xdp, TAKES_FRAGMENTS, &instructions, "uvs_steer") {
         // A kernel that does not know the flag says EINVAL and leaves the log empty.
         Err(SteerError::Verifier { source, log })

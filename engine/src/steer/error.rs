@@ -48,6 +48,9 @@ pub enum SteerError {
     /// A port was given with a protocol that has none.
     #[error("protocol {0} cannot be steered: only TCP (6) and UDP (17) can")]
     Protocol(u8),
+    /// A tunnel of a protocol that encapsulates nothing.
+    #[error("protocol {0} is no encapsulation: IPv4 in IP (4), IPv6 in IP (41), GRE (47) and UDP (17) are")]
+    Encapsulation(u8),
     /// The kernel's verifier refuses a program.
     #[error("the kernel's verifier refuses the program ({source}):\n{log}")]
     Verifier {

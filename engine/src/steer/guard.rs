@@ -56,7 +56,7 @@ impl Guard {
     /// A guard over what `steering` takes, now and later, on no device yet; its time begins.
     pub fn new(steering: &Steering, timeout: Duration) -> Result<Self, SteerError> {
         let deadline = Map::create(MapKind::Array, 1, DEADLINE, None)?;
-        let instructions = program::guard(steering.sets.slots().as_fd(), deadline.as_fd())?;
+        let instructions = program::guard(steering.sets.descriptors(), deadline.as_fd())?;
         let program = Program::load(ProgramKind::Classifier, 0, &instructions, "uvs_guard")?;
         let guard = Guard { program, deadline, devices: Vec::new() };
         guard.refresh(timeout)?;

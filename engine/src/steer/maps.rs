@@ -9,7 +9,8 @@ use super::error::SteerError;
 use super::key::Key;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::AsFd;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// What a set is for; the number is its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,21 @@ pub(super) enum Set {
     Replies = 1,
     /// Addresses of this host, alone.
     Locals = 2,
+    /// Addresses that packets to real servers are sent from, alone.
+    Sources = 3,
+    /// Ends of tunnels: (address, no port, protocol of the encapsulation) or (address, UDP port, UDP).
+    Tunnels = 4,
 }
+
+/// The maps' names, by slot.
+const NAMES: [&str; 5] = ["uvs_services", "uvs_replies", "uvs_locals", "uvs_sources", "uvs_tunnels"];
+/// How many sets there are, as the kernel counts.
+const SETS: u32 = 5;
+
+/// Bits of one entry of the map of host ports.
+const WORD_BITS: u16 = 64;
+/// Its entries: a bit for every port.
+const WORDS: u32 = 1 << 16 >> 6;
 
 /// What a new set has room for.
 const FIRST: u32 = 1 << 10;
@@ -32,7 +47,15 @@ const GROWTH: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Sets {
     slots: Map<u32, u32>,
-    sets: [Contents; 3],
+    sets: [Contents; NAMES.len()],
+    host_ports: Map<u32, u64>,
+}
+
+/// What a program names: the array of the sets, and the ports of the host's own sockets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptors<'a> {
+    pub(super) sets: BorrowedFd<'a>,
+    pub(super) host_ports: BorrowedFd<'a>,
 }
 
 /// One set: who put how many claims on each key, and the kernel's copy of the keys.
@@ -46,18 +69,19 @@ struct Contents {
 
 impl Sets {
     pub(super) fn new() -> Result<Self, SteerError> {
-        let sets =
-            [Contents::new("uvs_services")?, Contents::new("uvs_replies")?, Contents::new("uvs_locals")?];
-        let slots = Map::create(MapKind::ArrayOfMaps, 3, "uvs_sets", Some(sets[0].map.as_fd()))?;
+        let [services, replies, locals, sources, tunnels] = NAMES.map(Contents::new);
+        let sets = [services?, replies?, locals?, sources?, tunnels?];
+        let slots = Map::create(MapKind::ArrayOfMaps, SETS, "uvs_sets", Some(sets[0].map.as_fd()))?;
         for (slot, contents) in (0..).zip(&sets) {
             put(&slots, slot, &contents.map)?;
         }
-        Ok(Sets { slots, sets })
+        let host_ports = Map::create(MapKind::Array, WORDS, "uvs_host_ports", None)?;
+        Ok(Sets { slots, sets, host_ports })
     }
 
-    /// The array of the sets.
-    pub(super) fn slots(&self) -> &Map<u32, u32> {
-        &self.slots
+    /// What the programs name.
+    pub(super) fn descriptors(&self) -> Descriptors<'_> {
+        Descriptors { sets: self.slots.as_fd(), host_ports: self.host_ports.as_fd() }
     }
 
     /// How many keys a set has.
@@ -97,6 +121,18 @@ impl Sets {
         contents.map.remove(&key).map_err(|source| SteerError::os(doing(), source))?;
         claims.remove();
         Ok(true)
+    }
+
+    /// Says which ports may be those of the host's own sockets.
+    pub(super) fn set_host_ports(&mut self, ranges: &[RangeInclusive<u16>]) -> Result<(), SteerError> {
+        let mut words = [0_u64; WORDS as usize];
+        for port in ranges.iter().cloned().flatten() {
+            words[usize::from(port / WORD_BITS)] |= 1 << (port % WORD_BITS);
+        }
+        let indices: Vec<u32> = (0..WORDS).collect();
+        self.host_ports
+            .insert_all(&indices, &words)
+            .map_err(|source| SteerError::os("say which ports are this host's", source))
     }
 
     /// Makes a set hold exactly `keys`, one claim each.

@@ -35,12 +35,14 @@ pub use way_back::{Injected, WayBack};
 
 use maps::{Set, Sets};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ops::RangeInclusive;
+use std::os::fd::BorrowedFd;
 
 /// The services and real servers whose frames are ours, as the programs in the kernel know them.
 ///
 /// A change is in effect on every device, and for the guard, when its call returns. Services and replies may be added
-/// several times (virtual services share addresses, and real servers): each stays until it was removed as often.
+/// several times (virtual services share addresses, and real servers), sources and tunnels too: each stays until it was
+/// removed as often.
 #[derive(Debug)]
 pub struct Steering {
     sets: Sets,
@@ -55,6 +57,10 @@ pub struct Keys {
     pub replies: usize,
     /// Addresses of this host.
     pub locals: usize,
+    /// Addresses that packets to real servers are sent from.
+    pub sources: usize,
+    /// Ends of tunnels.
+    pub tunnels: usize,
 }
 
 impl Steering {
@@ -85,7 +91,36 @@ impl Steering {
         self.remove(Set::Replies, address, port, protocol)
     }
 
-    /// Says which addresses this host has: frames from real servers to these are the kernel's.
+    /// Packets to real servers leave from `address`: frames from real servers ([`Steering::add_reply`]) to it are taken
+    /// even when it is an address of this host, except to the ports of [`Steering::set_host_ports`].
+    pub fn add_source(&mut self, address: IpAddr) -> Result<(), SteerError> {
+        self.sets.claim(Set::Sources, Key::address(address))
+    }
+
+    /// Undoes one [`Steering::add_source`]. Says whether there was one.
+    pub fn remove_source(&mut self, address: IpAddr) -> Result<bool, SteerError> {
+        self.sets.release(Set::Sources, Key::address(address))
+    }
+
+    /// Says which ports, of all addresses and protocols, may be those of the host's own sockets: frames from real
+    /// servers to an address of this host and such a port are the kernel's. None until this is called.
+    pub fn set_host_ports(&mut self, ranges: &[RangeInclusive<u16>]) -> Result<(), SteerError> {
+        self.sets.set_host_ports(ranges)
+    }
+
+    /// Takes ICMP errors to this host about packets that were encapsulated towards `address`: of `protocol` 4 (IPv4 in
+    /// IP), 41 (IPv6 in IP) or 47 (GRE) with `port` 0, or of UDP to `port`.
+    pub fn add_tunnel(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
+        self.sets.claim(Set::Tunnels, encapsulation(address, port, protocol)?)
+    }
+
+    /// Undoes one [`Steering::add_tunnel`]. Says whether there was one.
+    pub fn remove_tunnel(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<bool, SteerError> {
+        self.sets.release(Set::Tunnels, encapsulation(address, port, protocol)?)
+    }
+
+    /// Says which addresses this host has: frames from real servers to these are the kernel's, unless they are sources
+    /// ([`Steering::add_source`]).
     pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), SteerError> {
         self.sets.set(Set::Locals, addresses.into_iter().map(Key::address))
     }
@@ -96,6 +131,8 @@ impl Steering {
             services: self.sets.len(Set::Services),
             replies: self.sets.len(Set::Replies),
             locals: self.sets.len(Set::Locals),
+            sources: self.sets.len(Set::Sources),
+            tunnels: self.sets.len(Set::Tunnels),
         }
     }
 
@@ -108,12 +145,12 @@ impl Steering {
         mode: WantedMode,
         sockets: &[(u32, BorrowedFd<'_>)],
     ) -> Result<Attachment, SteerError> {
-        Attachment::new(self.sets.slots().as_fd(), ifindex, mode, sockets)
+        Attachment::new(self.sets.descriptors(), ifindex, mode, sockets)
     }
 
     /// The XDP program without a device, to ask it what it would do with a frame.
     pub fn dry_run(&self) -> Result<DryRun, SteerError> {
-        DryRun::new(self.sets.slots().as_fd())
+        DryRun::new(self.sets.descriptors())
     }
 
     fn add(&mut self, set: Set, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
@@ -136,6 +173,14 @@ fn steerable(address: IpAddr, port: u16, protocol: u8) -> Result<Key, SteerError
     match i32::from(protocol) {
         libc::IPPROTO_TCP | libc::IPPROTO_UDP => Ok(Key::new(address, port, protocol)),
         _ => Err(SteerError::Protocol(protocol)),
+    }
+}
+
+fn encapsulation(address: IpAddr, port: u16, protocol: u8) -> Result<Key, SteerError> {
+    match i32::from(protocol) {
+        libc::IPPROTO_IPIP | libc::IPPROTO_IPV6 | libc::IPPROTO_GRE => Ok(Key::new(address, 0, protocol)),
+        libc::IPPROTO_UDP => Ok(Key::new(address, port, protocol)),
+        _ => Err(SteerError::Encapsulation(protocol)),
     }
 }
 

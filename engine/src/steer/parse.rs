@@ -17,7 +17,10 @@ pub(super) const SOURCE: i16 = -48;
 pub(super) const HOST: i16 = -72;
 
 const TCP: i32 = libc::IPPROTO_TCP;
-const UDP: i32 = libc::IPPROTO_UDP;
+pub(super) const UDP: i32 = libc::IPPROTO_UDP;
+const IPV4_IN_IP: i32 = libc::IPPROTO_IPIP;
+const IPV6_IN_IP: i32 = libc::IPPROTO_IPV6;
+const GRE: i32 = libc::IPPROTO_GRE;
 const HOP_BY_HOP: i32 = 0;
 const ROUTING: i32 = 43;
 const FRAGMENT: i32 = 44;
@@ -45,6 +48,9 @@ pub(super) enum Fragments {
 pub(super) struct Exits {
     /// The keys of a flow are on the stack.
     pub(super) flow: Label,
+    /// The keys of a packet that an ICMP error quotes and that may be an encapsulated one of ours are on the stack: of
+    /// UDP (protocol in `R9`) as those of a flow, of another encapsulation without ports.
+    pub(super) tunnel: Label,
     /// The addresses of a fragment of TCP or UDP are on the stack; port and protocol of the keys are zero.
     pub(super) fragment: Label,
     /// Not ours.
@@ -129,8 +135,14 @@ fn icmp6(a: &mut Assembler, exits: Exits) {
 }
 
 fn quoted_ports(a: &mut Assembler, exits: Exits) {
-    let ports = a.label();
-    a.jump_if(Equal, R9, TCP, ports).jump_if(Differs, R9, UDP, exits.pass).bind(ports);
+    let (ports, tunnel) = (a.label(), a.label());
+    a.jump_if(Equal, R9, TCP, ports).jump_if(Equal, R9, UDP, ports);
+    for encapsulation in [IPV4_IN_IP, IPV6_IN_IP, GRE] {
+        a.jump_if(Equal, R9, encapsulation, tunnel);
+    }
+    a.jump(exits.pass).bind(tunnel);
+    a.store(Byte, Fp, SOURCE + key::at::PROTOCOL, R9).jump(exits.tunnel);
+    a.bind(ports);
     read_ports(a, Layer::Quoted, exits);
 }
 
@@ -140,6 +152,9 @@ fn read_ports(a: &mut Assembler, layer: Layer, exits: Exits) {
     a.load(Half, R2, R7, 0).store(Half, Fp, source + key::at::PORT, R2);
     a.load(Half, R2, R7, 2).store(Half, Fp, destination + key::at::PORT, R2);
     a.store(Byte, Fp, source + key::at::PROTOCOL, R9).store(Byte, Fp, destination + key::at::PROTOCOL, R9);
+    if layer == Layer::Quoted {
+        a.jump_if(Equal, R9, UDP, exits.tunnel);
+    }
     a.jump(exits.flow);
 }
 

@@ -3,19 +3,22 @@
 //! Both look a packet up in the same sets in the same order:
 //!
 //! 1. its destination (address, port, protocol) among the services, then the same with any port;
-//! 2. its source among the real servers whose replies we translate, unless the destination is an address of this host;
-//! 3. ICMP errors by the packet they quote, source and destination exchanged (the XDP program only);
+//! 2. its source among the real servers whose replies we translate, unless the destination is an address of this host.
+//!    Of those, a source of ours (the local addresses of full NAT) gets its replies too, but for ports that may be those
+//!    of the host's own sockets;
+//! 3. ICMP errors by the packet they quote, source and destination exchanged (the XDP program only); those to this host
+//!    about an encapsulated packet by the far end of the tunnel;
 //! 4. fragments by their addresses alone (the XDP program; the guard takes only first fragments, by their ports).
 //!
 //! Everything else goes on to the kernel.
 
-use super::asm::Register::{Fp, R0, R1, R2, R3, R7, R8};
-use super::asm::When::{AtMost, Differs, Equal};
+use super::asm::Register::{Fp, R0, R1, R2, R3, R7, R8, R9};
+use super::asm::When::{AnyBit, AtMost, Differs, Equal};
 use super::asm::Width::{Double, Half, Word};
 use super::asm::{Assembler, AssemblyError, Instruction, Label};
 use super::key;
-use super::maps::Set;
-use super::parse::{self, CONTEXT, DESTINATION, Exits, Fragments, HOST, SOURCE};
+use super::maps::{Descriptors, Set};
+use super::parse::{self, CONTEXT, DESTINATION, Exits, Fragments, HOST, SOURCE, UDP};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `XDP_PASS`: the frame goes on to the kernel's stack.
@@ -42,7 +45,7 @@ const HEADERS: i32 = 192;
 
 /// The XDP program: frames of ours go to the socket of their queue in `sockets`, and to the kernel if it has none.
 pub(super) fn steer(
-    sets: BorrowedFd<'_>,
+    maps: Descriptors<'_>,
     sockets: BorrowedFd<'_>,
 ) -> Result<Vec<Instruction>, AssemblyError> {
     /// Offsets in `struct xdp_md`.
@@ -51,12 +54,12 @@ pub(super) fn steer(
     const QUEUE: i16 = 16;
 
     let mut a = Assembler::default();
-    let exits = Exits { flow: a.label(), fragment: a.label(), pass: a.label() };
-    let ours = a.label();
+    let (exits, ours) = (exits(&mut a), a.label());
     a.copy(CONTEXT, R1).load(Word, R7, CONTEXT, DATA).load(Word, R8, CONTEXT, DATA_END);
     parse::frame(&mut a, Fragments::ByAddress, true, exits);
-    decide_flow(&mut a, sets, exits.flow, ours, exits.pass);
-    decide_fragment(&mut a, sets, exits.fragment, ours, exits.pass);
+    decide_tunnel(&mut a, maps, exits, ours);
+    decide_flow(&mut a, maps, exits, ours);
+    decide_fragment(&mut a, maps, exits, ours);
 
     a.bind(ours);
     a.load_map(R1, sockets.as_raw_fd()).load(Word, R2, CONTEXT, QUEUE).set(R3, XDP_PASS.cast_signed());
@@ -68,21 +71,24 @@ pub(super) fn steer(
 /// The guard's classifier: frames of ours are dropped until the time that `deadline` holds, in nanoseconds of
 /// CLOCK_MONOTONIC.
 pub(super) fn guard(
-    sets: BorrowedFd<'_>,
+    maps: Descriptors<'_>,
     deadline: BorrowedFd<'_>,
 ) -> Result<Vec<Instruction>, AssemblyError> {
     let mut a = Assembler::default();
-    let exits = Exits { flow: a.label(), fragment: a.label(), pass: a.label() };
-    let ours = a.label();
+    let (exits, ours) = (exits(&mut a), a.label());
     a.copy(CONTEXT, R1);
     before(&mut a, deadline, exits.pass);
     linear_headers(&mut a);
     parse::frame(&mut a, Fragments::FirstByPorts, false, exits);
-    decide_flow(&mut a, sets, exits.flow, ours, exits.pass);
+    decide_flow(&mut a, maps, exits, ours);
 
     a.bind(ours).set(R0, TC_DROP.cast_signed()).exit();
     a.bind(exits.pass).set(R0, TC_UNSPECIFIED.cast_signed()).exit();
     a.finish()
+}
+
+fn exits(a: &mut Assembler) -> Exits {
+    Exits { flow: a.label(), tunnel: a.label(), fragment: a.label(), pass: a.label() }
 }
 
 /// Emits: to `pass` once the clock has reached the time in `deadline`.
@@ -112,32 +118,60 @@ fn linear_headers(a: &mut Assembler) {
     a.bind(linear);
 }
 
+/// Emits the decision on a packet that an ICMP error quotes, if it can be one that we encapsulated: only the far end's
+/// address and port are looked at, and only when the error is for this host. Otherwise UDP goes on as a flow.
+fn decide_tunnel(a: &mut Assembler, maps: Descriptors<'_>, exits: Exits, ours: Label) {
+    let (local, other) = (a.label(), a.label());
+    a.bind(exits.tunnel);
+    look_up(a, maps, Set::Locals, HOST, local);
+    a.jump(other).bind(local);
+    look_up(a, maps, Set::Tunnels, SOURCE, ours);
+    a.bind(other).jump_if(Differs, R9, UDP, exits.pass);
+}
+
 /// Emits the decision on a flow whose keys are on the stack.
-fn decide_flow(a: &mut Assembler, sets: BorrowedFd<'_>, flow: Label, ours: Label, pass: Label) {
-    let reply = a.label();
-    a.bind(flow);
-    look_up(a, sets, Set::Services, DESTINATION, ours);
+fn decide_flow(a: &mut Assembler, maps: Descriptors<'_>, exits: Exits, ours: Label) {
+    let (reply, local, source) = (a.label(), a.label(), a.label());
+    a.bind(exits.flow);
+    a.load(Half, R9, Fp, DESTINATION + key::at::PORT);
+    look_up(a, maps, Set::Services, DESTINATION, ours);
     any_port(a, DESTINATION);
-    look_up(a, sets, Set::Services, DESTINATION, ours);
-    look_up(a, sets, Set::Replies, SOURCE, reply);
+    look_up(a, maps, Set::Services, DESTINATION, ours);
+    look_up(a, maps, Set::Replies, SOURCE, reply);
     any_port(a, SOURCE);
-    look_up(a, sets, Set::Replies, SOURCE, reply);
-    a.jump(pass);
+    look_up(a, maps, Set::Replies, SOURCE, reply);
+    a.jump(exits.pass);
     a.bind(reply);
-    look_up(a, sets, Set::Locals, HOST, pass);
+    look_up(a, maps, Set::Locals, HOST, local);
+    a.jump(ours).bind(local);
+    look_up(a, maps, Set::Sources, HOST, source);
+    a.jump(exits.pass).bind(source);
+    a.from_network16(R9);
+    unless_host_port(a, maps, exits.pass);
     a.jump(ours);
 }
 
-/// Emits the decision on a fragment whose addresses are on the stack.
-fn decide_fragment(a: &mut Assembler, sets: BorrowedFd<'_>, fragment: Label, ours: Label, pass: Label) {
-    let reply = a.label();
-    a.bind(fragment);
-    look_up(a, sets, Set::Services, HOST, ours);
-    look_up(a, sets, Set::Replies, SOURCE, reply);
-    a.jump(pass);
+/// Emits the decision on a fragment whose addresses are on the stack. It has no port to tell the host's own by: the
+/// pipeline gives back what it does not know.
+fn decide_fragment(a: &mut Assembler, maps: Descriptors<'_>, exits: Exits, ours: Label) {
+    let (reply, local) = (a.label(), a.label());
+    a.bind(exits.fragment);
+    look_up(a, maps, Set::Services, HOST, ours);
+    look_up(a, maps, Set::Replies, SOURCE, reply);
+    a.jump(exits.pass);
     a.bind(reply);
-    look_up(a, sets, Set::Locals, HOST, pass);
-    a.jump(ours);
+    look_up(a, maps, Set::Locals, HOST, local);
+    a.jump(ours).bind(local);
+    look_up(a, maps, Set::Sources, HOST, ours);
+    a.jump(exits.pass);
+}
+
+/// Emits: to `pass` when the port in `R9` may be that of a socket of the host.
+fn unless_host_port(a: &mut Assembler, maps: Descriptors<'_>, pass: Label) {
+    a.copy(R2, R9).shift_right(R2, 6).store(Word, Fp, INDEX, R2);
+    a.load_map(R1, maps.host_ports.as_raw_fd()).copy(R2, Fp).add_value(R2, i32::from(INDEX));
+    a.call(helper::MAP_LOOKUP).jump_if(Equal, R0, 0, pass);
+    a.load(Double, R1, R0, 0).and_value(R9, 63).shift_right_by(R1, R9).jump_if(AnyBit, R1, 1, pass);
 }
 
 fn any_port(a: &mut Assembler, key: i16) {
@@ -145,10 +179,10 @@ fn any_port(a: &mut Assembler, key: i16) {
 }
 
 /// Emits: to `found` when the key on the stack is in the set.
-fn look_up(a: &mut Assembler, sets: BorrowedFd<'_>, set: Set, key: i16, found: Label) {
+fn look_up(a: &mut Assembler, maps: Descriptors<'_>, set: Set, key: i16, found: Label) {
     let absent = a.label();
     a.store_value(Word, Fp, INDEX, (set as u32).cast_signed());
-    a.load_map(R1, sets.as_raw_fd()).copy(R2, Fp).add_value(R2, i32::from(INDEX));
+    a.load_map(R1, maps.sets.as_raw_fd()).copy(R2, Fp).add_value(R2, i32::from(INDEX));
     a.call(helper::MAP_LOOKUP).jump_if(Equal, R0, 0, absent);
     a.copy(R1, R0).copy(R2, Fp).add_value(R2, i32::from(key));
     a.call(helper::MAP_LOOKUP).jump_if(Differs, R0, 0, found);
