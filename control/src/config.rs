@@ -21,6 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
+use uvs_engine::snapshot::OnRemove;
 
 /// Reads a file.
 ///
@@ -72,6 +73,7 @@ fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
     const MODES: [(&str, XdpMode); 3] =
         [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
     const ON_CRASH: [(&str, OnCrash); 2] = [("guard", OnCrash::Guard), ("kernel", OnCrash::Kernel)];
+    const ON_REMOVE: [(&str, OnRemove); 2] = [("drop", OnRemove::Drop), ("keep", OnRemove::Keep)];
     let options = RunOptions {
         interfaces: interfaces(reader, &section),
         io: section.one_of("io", &IO).unwrap_or_default(),
@@ -87,6 +89,7 @@ fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
             .map_or_else(GuardTimeout::default, |found| {
                 GuardTimeout(Duration::from_secs(found.value.into()))
             }),
+        on_remove: section.one_of("on_remove", &ON_REMOVE).unwrap_or_default(),
         ..RunOptions::default()
     };
     section.finish();
@@ -361,10 +364,15 @@ pub fn render(options: &RunOptions) -> String {
         OnCrash::Guard => "guard",
         OnCrash::Kernel => "kernel",
     };
+    let on_remove = match options.on_remove {
+        OnRemove::Drop => "drop",
+        OnRemove::Keep => "keep",
+    };
     let (limits, timeouts) = (options.limits, options.timeouts);
     let _ = write!(
         text,
-        "assign_vips = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\n\
+        "assign_vips = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\
+         on_remove = \"{on_remove}\"\n\n\
          [limits]\nconnections_ipv4 = {}\nconnections_ipv6 = {}\ndestinations = {}\n\n\
          [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n",
         options.assign_vips,

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+use uvs_engine::snapshot::OnRemove;
 
 /// Everything a director needs to know when it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub on_crash: OnCrash,
     /// How long the guard outlives the process.
     pub guard_timeout: GuardTimeout,
+    /// What becomes of the connections of a real server that is removed.
+    pub on_remove: OnRemove,
     /// The bounds of the tables.
     pub limits: Limits,
     /// State timeouts.

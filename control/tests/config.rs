@@ -10,6 +10,7 @@ use uvs_control::config::{parse, render};
 use uvs_control::options::{
     GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
 };
+use uvs_engine::snapshot::OnRemove;
 
 /// The faults of a text, as `line:column: message`.
 fn faults(text: &str) -> Vec<String> {
@@ -71,6 +72,10 @@ fn every_fault_is_told_with_its_place() {
         ),
         ("[director]\nassign_vips = 1", &["2:15: found the number 1, expected true or false"]),
         ("[director]\non_crash = \"panic\"", &["2:12: found `panic`, expected `guard` or `kernel`"]),
+        (
+            "[director]\non_remove = \"kept\"",
+            &["2:13: found `kept`, expected `drop` or `keep`: did you mean `keep`?"],
+        ),
         ("[director]\nio = \"auto\"\nio = \"xdp\"", &["3:1:"]),
         ("limits = 5", &["1:10: found the number 5, expected a table, written [limits]"]),
         (
@@ -228,8 +233,8 @@ fn options() -> impl Strategy<Value = RunOptions> {
     let numbers = (1..=1_u32 << 28, 1..=1_u32 << 28, 1..=1_u32 << 24, 1..=86_400_u64);
     let timeouts = (1..=2_678_400_u32, 1..=2_678_400_u32, 1..=2_678_400_u32);
     let services = prop::collection::vec(service(), 0..5);
-    (interfaces, workers, socket, any::<[bool; 3]>(), numbers, timeouts, services).prop_map(
-        |(interfaces, workers, socket, [assign_vips, xdp, kernel], numbers, timeouts, mut services)| {
+    (interfaces, workers, socket, any::<[bool; 4]>(), numbers, timeouts, services).prop_map(
+        |(interfaces, workers, socket, [assign_vips, xdp, kernel, keep], numbers, timeouts, mut services)| {
             services.sort_by_key(|(service, _)| service.id);
             services.dedup_by_key(|(service, _)| service.id);
             RunOptions {
@@ -240,6 +245,7 @@ fn options() -> impl Strategy<Value = RunOptions> {
                 socket,
                 assign_vips,
                 on_crash: if kernel { OnCrash::Kernel } else { OnCrash::Guard },
+                on_remove: if keep { OnRemove::Keep } else { OnRemove::Drop },
                 guard_timeout: GuardTimeout(Duration::from_secs(numbers.3)),
                 limits: Limits {
                     connections_ipv4: numbers.0,

@@ -293,7 +293,9 @@ impl Service {
         Ok(())
     }
 
-    /// Deletes a real server. Packets of its connections are dropped from now on.
+    /// Deletes a real server. What becomes of its connections from now on, [`Snapshot::on_remove`] says.
+    ///
+    /// [`Snapshot::on_remove`]: crate::snapshot::Snapshot::on_remove
     ///
     /// # Errors
     /// When it is not there.
@@ -411,7 +413,7 @@ impl Service {
     }
 
     /// Chooses a real server for a new connection and lets `bind` enter it into the connection table. `bind` returns
-    /// whether the connection starts active, or `None` when it was not entered. `Ok(None)` is a refusal of `bind`'s.
+    /// whether the connection starts active, or `None` when it was not entered.
     ///
     /// # Errors
     /// [`NoDestination`] when no real server may take a connection.

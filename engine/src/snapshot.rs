@@ -28,6 +28,16 @@ pub struct Port {
     pub up: bool,
 }
 
+/// What becomes of a client's packets when the real server of their connection was removed from its service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRemove {
+    /// They are dropped until the real server is added again, as in IPVS; the real server's own packets pass.
+    #[default]
+    Drop,
+    /// They go on to it until the connection ends. Only new connections go elsewhere.
+    Keep,
+}
+
 /// Everything that decides what happens to a packet and is not itself changed by packets.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -43,6 +53,8 @@ pub struct Snapshot {
     pub ports: Arc<[Port]>,
     /// State timeouts (`ipvsadm --set`).
     pub timeouts: Arc<Timeouts>,
+    /// What becomes of the connections of removed real servers.
+    pub on_remove: OnRemove,
 }
 
 impl Snapshot {
@@ -55,6 +67,7 @@ impl Snapshot {
             hops,
             ports: Arc::from([]),
             timeouts: Arc::default(),
+            on_remove: OnRemove::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use director::*;
 use uvs_engine::counters::Traffic;
 use uvs_engine::forward::Method;
 use uvs_engine::service::{Connections, DestinationConfig, ServiceError};
+use uvs_engine::snapshot::OnRemove;
 use uvs_engine::{Reason, Verdict};
 
 fn client(plan: &Plan, port: u16, flags: u8) -> Frame {
@@ -105,6 +106,35 @@ fn a_deleted_server_drops_its_connections_and_finds_them_when_it_comes_back() {
         let fresh = (Connections::default(), Traffic::default());
         assert_eq!((view.destinations[0].connections, view.destinations[0].traffic), fresh);
         assert_eq!(view.traffic.connections, 1, "the service's own counters go on");
+    }
+}
+
+#[test]
+fn a_deleted_server_keeps_its_connections_where_they_are_to_be_kept() {
+    for plan in plans() {
+        for method in [Method::Nat, Method::Direct] {
+            let (mut director, [tcp, _]) = Director::with_server(&plan, method);
+            director.snapshot.on_remove = OnRemove::Keep;
+            for flags in [SYN, ACK] {
+                director.run(CLIENTS, &client(&plan, 1, flags).bytes());
+            }
+            let before = tcp.view().traffic;
+            tcp.add(&destination(plan.second, method, &plan)).unwrap();
+            tcp.delete(destination(plan.server, method, &plan).address, director.now).unwrap();
+            let (verdict, kept) = director.run(CLIENTS, &client(&plan, 1, ACK).bytes());
+            assert_eq!((verdict, &kept[..6]), (Verdict::Transmit(SERVERS), &SERVER_MAC[..]));
+            let (verdict, new) = director.run(CLIENTS, &client(&plan, 2, SYN).bytes());
+            assert_eq!((verdict, &new[..6]), (Verdict::Transmit(SERVERS), &SECOND_SERVER_MAC[..]));
+            assert_eq!(tcp.view().traffic.in_packets, before.in_packets + 1, "counted for whom it has");
+
+            director.run(CLIENTS, &client(&plan, 1, RST).bytes());
+            director.wait(11);
+            let gone = director.run(CLIENTS, &client(&plan, 1, ACK).bytes()).0;
+            assert_eq!(gone, Verdict::ToKernel, "it ended as others do");
+            director.destinations.collect(director.now);
+            director.destinations.collect(director.now.plus_seconds(121));
+            assert_eq!(director.destinations.trashed(), 0, "and its real server is forgotten");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Changes while traffic flows: connections continue, new ones go where they should, none is broken.
 
-use crate::director::{LIMIT, V4, World, in_default_world, load};
+use crate::director::{Configuration, LIMIT, V4, World, in_default_world, in_world, load};
 use crate::harness::{Outcome, Tests, check};
 use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
@@ -8,11 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use uvs_lab::http::{Connection, Load, Report};
 use uvs_lab::probe::{RawTcp, flags};
-use uvs_lab::wait;
+use uvs_lab::{Plan, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("weight_zero_spares_what_is_open", || in_default_world(weight_zero)),
     ("a_removed_server_breaks_nothing", || in_default_world(a_removed_server)),
+    ("a_removed_server_keeps_what_is_open", || {
+        let file = Configuration::write("on-remove", "[director]\non_remove = \"keep\"\n")?;
+        in_world(&Plan::default(), &["--config", &file.path()], a_removed_server_that_keeps)
+    }),
     ("an_added_server_gets_its_share", || in_default_world(an_added_server)),
     ("a_change_is_live_when_the_command_returns", || in_default_world(live_at_once)),
     ("a_restore_brings_everything_back", || in_default_world(a_restore)),
@@ -81,6 +85,40 @@ fn a_removed_server(world: &mut World) -> Outcome {
         let answer = asking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         check(answer.server == "rs1", format!("the connection was answered by {:?}", answer.server))
     })
+}
+
+/// With `on_remove = "keep"` nobody notices that a server is removed but those who come new.
+fn a_removed_server_that_keeps(world: &mut World) -> Outcome {
+    const LENGTH: u64 = 100_000_000;
+    world.balance(V4, "rr", &[1, 1])?;
+    let (service, server) = (world.service(V4), world.server(0, V4, 80));
+    let mut transfer = connection_at(world, "rs1")?;
+    let world = &*world;
+    let answered = || world.http[0].answered();
+    let report = under_load(world, || {
+        std::thread::scope(|scope| {
+            let path = format!("/bytes/{LENGTH}");
+            let moving = scope.spawn(move || {
+                let got = transfer.get(&path)?;
+                check(got.fault(&path).is_none(), format!("the transfer: {got:?}"))?;
+                Ok::<_, Failed>(transfer)
+            });
+            world.ipvsadm(&format!("-d -t {service} -r {server}"))?;
+            check(!moving.is_finished(), "the transfer was over before its server was removed")?;
+            let before = answered();
+            let fresh = run(world, &load(service, 40, false))?;
+            check(
+                shares(&fresh).keys().eq(["rs2"]),
+                format!("new connections went to {:?}", shares(&fresh)),
+            )?;
+            let mut transfer = moving.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            wait::until("kept connections to be answered by rs1", LIMIT, || answered() >= before + 100)?;
+            let again = transfer.get("/")?;
+            check(again.server == "rs1", format!("the kept connection was answered by {:?}", again.server))
+        })
+    })?;
+    check(shares(&report).len() == 2, format!("kept connections were at {:?}", shares(&report)))?;
+    check(world.drops("destination_gone")? == 0, "packets of the removed server were dropped")
 }
 
 fn an_added_server(world: &mut World) -> Outcome {

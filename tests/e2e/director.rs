@@ -242,6 +242,29 @@ impl Drop for PublicCopy {
     }
 }
 
+/// A configuration file that is removed again.
+pub(crate) struct Configuration(PathBuf);
+
+impl Configuration {
+    /// Writes one; `name` tells it from others.
+    pub(crate) fn write(name: &str, text: &str) -> Result<Self, Failed> {
+        let path = std::env::temp_dir().join(format!("uvs-{}-{name}.toml", std::process::id()));
+        fs::write(&path, text)?;
+        Ok(Configuration(path))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for Configuration {
+    fn drop(&mut self) {
+        let _gone_already = fs::remove_file(&self.0);
+    }
+}
+
 /// A command run as nobody.
 pub(crate) fn unprivileged(copy: &PublicCopy, arguments: &[&str]) -> Command {
     let mut command = Command::new(&copy.0);

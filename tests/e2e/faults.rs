@@ -1,8 +1,8 @@
 //! Bad input and faults: one clear sentence and an exit code, or a named counter; nothing panics.
 
 use crate::director::{
-    Director, LIMIT, PublicCopy, UVS, V4, V6, World, in_default_world, in_world, ipvsadm, load, output,
-    unprivileged, uvs,
+    Configuration, Director, LIMIT, PublicCopy, UVS, V4, V6, World, in_default_world, in_world, ipvsadm,
+    load, output, unprivileged, uvs,
 };
 use crate::harness::{Outcome, Tests, check, topology};
 use crate::traffic::{run, shares};
@@ -11,9 +11,7 @@ use nix::libc;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -154,27 +152,6 @@ fn directors_do_not_meet() -> Outcome {
     check(one.ipvsadm("-Sn")?.contains("-s rr"), "the other director's command reached this one")?;
     let report = run(&other, &load(other.service(V4), 10, false))?;
     check(shares(&report).keys().eq(["rs1"]), format!("{:?}", shares(&report)))
-}
-
-/// A configuration file that is removed again.
-struct Configuration(PathBuf);
-
-impl Configuration {
-    fn write(name: &str, text: &str) -> Result<Self, Failed> {
-        let path = std::env::temp_dir().join(format!("uvs-{}-{name}.toml", std::process::id()));
-        fs::write(&path, text)?;
-        Ok(Configuration(path))
-    }
-
-    fn path(&self) -> String {
-        self.0.display().to_string()
-    }
-}
-
-impl Drop for Configuration {
-    fn drop(&mut self) {
-        let _gone_already = fs::remove_file(&self.0);
-    }
 }
 
 fn mistakes_in_a_configuration() -> Outcome {

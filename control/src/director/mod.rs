@@ -174,7 +174,10 @@ impl Director {
         let counters = Counters::new(options.limits.destinations);
         let destinations = Destinations::new(table.clone(), counters.clone());
         let config = Config::new(Snapshot::empty(NextHops::new(NEXT_HOPS)));
-        config.publish(|snapshot| snapshot.ports = devices::ports(chosen).into());
+        config.publish(|snapshot| {
+            snapshot.ports = devices::ports(chosen).into();
+            snapshot.on_remove = options.on_remove;
+        });
 
         let vips = options.assign_vips.then(open_vips).transpose()?;
         let kernel = Kernel::open(config.clone(), vips)?;

@@ -8,6 +8,7 @@ use crate::batch::Packet;
 use crate::counters::{Event, Traffic, WorkerCounters};
 use crate::forward::icmp::Limiter;
 use crate::service::Destinations;
+use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
@@ -119,7 +120,7 @@ impl Tracker {
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
             }
-            if !available {
+            if !available && view.snapshot.on_remove == OnRemove::Drop {
                 return Verdict::Drop(Reason::DestinationGone);
             }
         }
@@ -132,7 +133,7 @@ impl Tracker {
         };
         self.advance(view, parsed, &found);
         connection.touch(hit.direction, view.now);
-        // IPVS counts nothing for a real server that was removed.
+        // IPVS counts nothing for a real server that was removed: no listing shows it.
         if available {
             self.counters.packet(destination, hit.direction, parsed.packet_len() as u64);
             self.traffic.packet(hit.direction, parsed.packet_len() as u64);
