@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 pub(crate) struct Exchange {
     /// Runs of free entries, by class.
     surplus: [SegQueue<Vec<ConnId>>; 2],
-    /// Entries given up by handles that went or went to sleep, with the epoch from which they are free.
+    /// Entries given up by handles that went or went to sleep, a few at a time, with the epoch from which they are free.
     orphans: SegQueue<(u64, Vec<ConnId>)>,
 }
 
@@ -23,6 +23,9 @@ impl Exchange {
         self.surplus[class as usize].push(run);
     }
 }
+
+/// Orphaned lots that a handle in need of entries looks at before it takes fresh ones: a few, because a packet waits.
+const ADOPTED: usize = 8;
 
 /// Entries per run: small in small tables, so that one handle does not take all there is.
 fn run_length(capacity: u32) -> u32 {
@@ -82,6 +85,11 @@ impl Allocator {
             self.free[at].extend(run);
             return;
         }
+        // What was in use before comes before what never was: memory follows the connections there are, not those ever made.
+        self.adopt(exchange, epochs);
+        if !self.free[at].is_empty() {
+            return;
+        }
         let capacity = self.capacity[at];
         let claimed = header.fresh[at]
             .fetch_update(AcqRel, Relaxed, |fresh| (fresh <= capacity).then(|| run_end(fresh, capacity)));
@@ -90,8 +98,8 @@ impl Allocator {
             self.free[at].extend(run.rev().map(|number| ConnId::new(class, number)));
             return;
         }
-        self.adopt(exchange, epochs);
         self.reclaim(exchange, epochs);
+        while self.free[at].is_empty() && self.adopt(exchange, epochs) {}
     }
 
     /// An entry nobody finds any more. It is free when every handle has passed a quiescent point.
@@ -140,31 +148,35 @@ impl Allocator {
         }
     }
 
-    /// Takes over what handles left behind, as far as it is free.
-    fn adopt(&mut self, exchange: &Exchange, epochs: &Epochs) {
-        let oldest = epochs.oldest();
-        let mut later = Vec::new();
-        while let Some((epoch, ids)) = exchange.orphans.pop() {
-            if epoch > oldest {
-                later.push((epoch, ids));
-                continue;
+    /// Takes over some of what handles left behind, up to the first lot that is not free yet. Whether there was any.
+    fn adopt(&mut self, exchange: &Exchange, epochs: &Epochs) -> bool {
+        let mut adopted = false;
+        let mut oldest = None;
+        for _ in 0..ADOPTED {
+            let Some((epoch, ids)) = exchange.orphans.pop() else { break };
+            if epoch > *oldest.get_or_insert_with(|| epochs.oldest()) {
+                exchange.orphans.push((epoch, ids));
+                break;
             }
+            adopted = true;
             for id in ids {
                 self.free[id.class() as usize].push(id);
             }
         }
-        for orphan in later {
-            exchange.orphans.push(orphan);
-        }
         self.share(exchange);
+        adopted
     }
 
     /// The handle will not be back soon: others look after what it gave up.
     pub(crate) fn hand_over(&mut self, exchange: &Exchange, epochs: &Epochs) {
         self.end_period(epochs);
         while let Some((epoch, count)) = self.periods.pop_front() {
-            let ids = self.limbo.drain(..count.min(self.limbo.len())).collect();
-            exchange.orphans.push((epoch, ids));
+            let mut left = count.min(self.limbo.len());
+            while left > 0 {
+                let lot = left.min(CHUNK as usize);
+                exchange.orphans.push((epoch, self.limbo.drain(..lot).collect()));
+                left -= lot;
+            }
         }
     }
 
@@ -175,6 +187,58 @@ impl Allocator {
             if !free.is_empty() {
                 exchange.surplus[at].push(std::mem::take(free));
             }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::storage::Storage;
+    use crate::sync::Relaxed;
+    use crate::{DestinationId, Flow, Limits, NewConnection, Table, Tick};
+
+    fn connection(port: u16) -> NewConnection {
+        let (client, service) = (([192, 0, 2, 1], port).into(), ([203, 0, 113, 1], 80).into());
+        let server = ([10, 0, 0, 1], 80).into();
+        NewConnection::new(Flow::new(client, service, 6), Flow::new(server, client, 6), DestinationId(0))
+    }
+
+    /// Memory is used by the connections there are, not by those there ever were.
+    #[test]
+    fn a_handle_that_sleeps_between_packets_uses_the_same_entries_again() {
+        let turns = if cfg!(miri) { 200 } else { 20_000 };
+        let limits = Limits { connections4: 1 << 16, connections6: 64, destinations: 1, first_buckets: 64 };
+        let table = Table::on_heap(limits).expect("a small table");
+        let mut handle = table.handle().expect("the first handle");
+        for turn in 0..turns {
+            handle.quiescent();
+            let id = handle.insert(&connection(turn), Tick(1)).expect("room").id;
+            assert!(handle.remove(id).is_some());
+            handle.sleep();
+        }
+        let fresh = table.storage.header().fresh[0].load(Relaxed);
+        assert!(fresh <= 256, "{fresh} entries for one connection at a time");
+    }
+
+    #[test]
+    fn a_full_table_has_every_entry_that_sleepers_gave_up() {
+        let limits = Limits { connections4: 2000, connections6: 64, destinations: 1, first_buckets: 64 };
+        let table = Table::on_heap(limits).expect("a small table");
+        let mut handle = table.handle().expect("the first handle");
+        for round in 0..3 {
+            let mut ids = Vec::new();
+            for port in 0..2000 {
+                ids.push(handle.insert(&connection(port), Tick(1)).expect("room").id);
+                if port % 50 == 0 {
+                    handle.quiescent();
+                }
+            }
+            assert!(handle.insert(&connection(3000), Tick(1)).is_err(), "round {round}: it is full");
+            for id in ids {
+                assert!(handle.remove(id).is_some());
+            }
+            handle.sleep();
+            handle.quiescent();
         }
     }
 }
