@@ -22,6 +22,8 @@ enum Fate {
     Later(Tick),
     /// Its time is over, and ending it is up to who asked.
     Ended,
+    /// It ended when it was removed; what it controlled has gone now, too.
+    Released,
 }
 
 impl<S: Storage> Handle<S> {
@@ -78,6 +80,7 @@ impl<S: Storage> Handle<S> {
                     self.counters().expired.add(1);
                     self.bury(id, &mut *ended);
                 }
+                Fate::Released => self.release(id),
             }
         }
         if let Some(deadline) = next {
@@ -109,7 +112,7 @@ impl<S: Storage> Handle<S> {
             return self.rearm(&connection, last, now);
         }
         if connection.entry.swap_meta(last, last.with_phase(Phase::Free)) {
-            Fate::Ended
+            if meta.phase() == Phase::Detached { Fate::Released } else { Fate::Ended }
         } else {
             Fate::Later(now)
         }
@@ -158,10 +161,15 @@ impl<S: Storage> Handle<S> {
     fn bury(&mut self, id: ConnId, ended: &mut impl FnMut(&Connection<'_>)) {
         let Some(connection) = self.table.connection(id) else { return };
         ended(&connection);
-        let template = ConnId(connection.entry.head().template.load(Relaxed));
         self.counters().ended[id.class() as usize].add(1);
         self.unindex(id);
-        self.detach(template);
+        self.release(id);
+    }
+
+    /// Gives the entry of an ended connection up, which nobody finds any more.
+    fn release(&mut self, id: ConnId) {
+        let Some(entry) = self.table.entry(id) else { return };
+        self.detach(ConnId(entry.head().template.load(Relaxed)));
         self.allocator.give_up(id);
     }
 

@@ -398,7 +398,10 @@ fn a_template_removed_is_found_no_more_but_stays_for_its_connections() {
     assert_eq!(handle.insert(&template(1), NOW), Err(NotInserted::Full), "its entry is not free yet");
     assert_eq!(table.stats().connections4, 1);
     assert!(handle.remove(child).is_some());
-    handle.sweep(NOW.plus_seconds(400), 10, |_| {});
+    assert_eq!(table.stats().connections4, 0);
+    assert_eq!(handle.sweep(NOW.plus_seconds(400), 10, |_| panic!("it was accounted for when removed")), 0);
+    let stats = table.stats();
+    assert_eq!((stats.connections4, stats.expired), (0, 0));
     handle.quiescent();
     assert!(handle.insert(&template(1), NOW).is_ok());
     let orphan = NewConnection { template: Some(controller), ..v4(2) };
