@@ -20,7 +20,9 @@
 //!
 //! # Replies
 //!
-//! The reply flow goes into the index after the connection is live. Two connections may have the same one (a client with one
+//! The reply flow goes into the index after the connection is live. Should the connection end in between, whoever ends it finds no
+//! reply flow to take out yet: both fence between what they wrote and what they look for, so that one of them sees the other,
+//! and takes it out. Two connections may have the same one (a client with one
 //! port to two services on one real server): the newer takes the place of the older, as in IPVS.
 //!
 //! Not so where the real server knows only the director (full NAT): an *exclusive* reply flow goes into the index together with
@@ -314,7 +316,11 @@ impl<S: Storage> Handle<S> {
             return false;
         }
         fence(SeqCst);
-        if matches!(self.rivals(hash, id, Direction::Out, real), Rivals::Live(_)) {
+        if self.table.entry(id).is_none_or(|entry| entry.meta().phase() != Phase::Live) {
+            if self.table.index().remove(hash, reference) {
+                self.count_slots(-1);
+            }
+        } else if matches!(self.rivals(hash, id, Direction::Out, real), Rivals::Live(_)) {
             self.forgo_reply(id, hash);
         }
         true
@@ -401,5 +407,36 @@ impl Entry<'_> {
         cold.sync_stamp.store(0, Relaxed);
         cold.owner.store(0, Relaxed);
         cold.children.store(0, Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Limits, Table};
+
+    /// What another worker may do between the two halves of an insertion.
+    #[test]
+    fn a_reply_is_not_left_behind_by_a_connection_that_ended_meanwhile() {
+        let limits = Limits { connections4: 100, connections6: 100, destinations: 1, first_buckets: 4 };
+        let table = Table::on_heap(limits).expect("a small table");
+        let mut handle = table.handle().expect("the first handle");
+        let client = ([192, 0, 2, 1], 1000).into();
+        let flows = [80, 81].map(|port| Flow::new(client, ([203, 0, 113, 1], port).into(), 6));
+        let real = Flow::new(([10, 0, 0, 1], 80).into(), client, 6);
+        // The second time the reply takes an older connection's place.
+        for (replaces, left) in [(false, 0), (true, 1)] {
+            if replaces {
+                handle.insert(&NewConnection::new(flows[1], real, DestinationId(0)), Tick(1)).expect("room");
+            }
+            let new = NewConnection::new(flows[0], real, DestinationId(0));
+            let id = handle.prepare(&new, Tick(1)).expect("room");
+            let hash = handle.hash(&new.client);
+            assert!(handle.put(hash, Reference::new(id, Direction::In)) && handle.commit(id));
+            handle.count_slots(1);
+            assert!(handle.remove(id).is_some());
+            assert!(handle.index_reply(id, &real));
+            assert_eq!(table.slots_taken(), left, "replaces: {replaces}");
+        }
     }
 }

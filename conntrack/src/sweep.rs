@@ -7,7 +7,7 @@ use crate::handle::Handle;
 use crate::index::Reference;
 use crate::meta::{Meta, Phase};
 use crate::storage::Storage;
-use crate::sync::{Acquire, Relaxed};
+use crate::sync::{Acquire, Relaxed, SeqCst, fence};
 use crate::time::Tick;
 use crate::timeouts::TEMPLATE_REARM_SECONDS;
 
@@ -176,6 +176,10 @@ impl<S: Storage> Handle<S> {
     fn unindex(&mut self, id: ConnId) {
         let Some(connection) = self.table.connection(id) else { return };
         let meta = connection.meta();
+        if meta.has_replies() {
+            // The connection was ended before: whoever is indexing its reply just now sees that, or is seen here.
+            fence(SeqCst);
+        }
         let mut slots = 0;
         for direction in [Direction::In, Direction::Out] {
             if direction == Direction::Out && !meta.has_replies() {
