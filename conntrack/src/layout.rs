@@ -25,15 +25,22 @@ pub struct Limits {
     pub connections4: u32,
     /// Connections with an IPv6 side (templates count).
     pub connections6: u32,
-    /// Real servers ever known at a time, over all services.
+    /// Real servers known at a time, over all services: removed ones that connections still name included.
     pub destinations: u32,
-    /// Buckets the index starts with, rounded up to a power of two; it doubles as connections come.
+    /// Buckets the index starts with, rounded up to a power of two of at most 2^31; it doubles as connections come.
     pub first_buckets: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits { connections4: 1 << 20, connections6: 1 << 18, destinations: 1 << 16, first_buckets: 1 << 12 }
+    }
+}
+
+impl Limits {
+    /// The level the index starts at: the logarithm of its first number of buckets.
+    pub(crate) fn first_level(&self) -> u32 {
+        self.first_buckets.clamp(1, 1 << 31).next_power_of_two().trailing_zeros()
     }
 }
 
@@ -52,7 +59,7 @@ impl Geometry {
         let entries = |connections: u32| (connections.min(MAX_CONNECTIONS) + 1).next_multiple_of(CHUNK);
         let slots = 2 * (u64::from(limits.connections4) + u64::from(limits.connections6));
         // At the limit an average of eight of a bucket's twelve slots are taken.
-        let buckets = slots.div_ceil(GROW_AT).max(u64::from(limits.first_buckets)).max(1).next_power_of_two();
+        let buckets = slots.div_ceil(GROW_AT).max(1 << limits.first_level()).next_power_of_two();
         Geometry {
             narrow: entries(limits.connections4),
             wide: entries(limits.connections6),
@@ -194,6 +201,22 @@ impl Header {
             connections6: self.connections6.load(Relaxed),
             destinations: self.destinations.load(Relaxed),
             first_buckets: 1_u32.checked_shl(self.first_level.load(Relaxed)).unwrap_or(0),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_first_buckets_makes_a_level() {
+        for (first_buckets, level) in
+            [(0, 0), (1, 0), (3, 2), (1 << 31, 31), ((1 << 31) + 1, 31), (u32::MAX, 31)]
+        {
+            let limits = Limits { first_buckets, ..Limits::default() };
+            assert_eq!(limits.first_level(), level, "{first_buckets}");
+            assert!(Geometry::of(&limits).max_level >= level, "{first_buckets}");
         }
     }
 }

@@ -131,7 +131,7 @@ impl<S: Storage> Table<S> {
     /// Makes untouched memory a table.
     fn format(storage: S, limits: &Limits, seed: [u64; 4]) -> Result<Arc<Self>, TableError> {
         let header = storage.header();
-        let first_level = limits.first_buckets.max(1).next_power_of_two().trailing_zeros();
+        let first_level = limits.first_level();
         for (to, word) in header.seed.iter().zip(seed) {
             to.store(word, Relaxed);
         }
