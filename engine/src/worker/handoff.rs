@@ -94,6 +94,8 @@ impl Mailbox {
 #[derive(Debug)]
 pub(super) struct Reader {
     mailbox: Arc<Mailbox>,
+    /// Blanks to be laid out for parts that were read when the pool had none.
+    owed: usize,
     /// By sender, the parts read so far of a frame that is just being posted.
     unfinished: Box<[Parts]>,
 }
@@ -101,12 +103,13 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
         let unfinished = mailbox.from.iter().map(|_| Parts::new()).collect();
-        Reader { mailbox, unfinished }
+        Reader { mailbox, owed: 0, unfinished }
     }
 
     /// Hands every frame that arrived to `take`; what it leaves goes back to `pool`. A new blank is laid out for each part
-    /// read. Whether anything had arrived.
+    /// read, as soon as the pool has one. Whether anything had arrived.
     pub(super) fn collect(&mut self, pool: &mut Pool, mut take: impl FnMut(&mut Parts)) -> bool {
+        self.lay_out(pool);
         let mailbox = &*self.mailbox;
         if mailbox.arrived.load(Relaxed) == 0 {
             return false;
@@ -117,9 +120,7 @@ impl Reader {
                 continue;
             }
             while let Some(part) = queue.pop() {
-                if let Some(blank) = pool.take() {
-                    mailbox.put_back(blank);
-                }
+                self.owed += 1;
                 let last = !part.more;
                 frame.push(part);
                 if last {
@@ -128,7 +129,17 @@ impl Reader {
                 }
             }
         }
+        self.lay_out(pool);
         true
+    }
+
+    fn lay_out(&mut self, pool: &mut Pool) {
+        while self.owed > 0
+            && let Some(blank) = pool.take()
+        {
+            self.mailbox.put_back(blank);
+            self.owed -= 1;
+        }
     }
 }
 
@@ -173,6 +184,25 @@ mod tests {
         }
         assert!(!reader.collect(&mut yours, |_| unreachable!()));
         assert_eq!((mine.len(), yours.len()), (1024, 1024 - CAPACITY));
+    }
+
+    #[test]
+    fn blanks_that_an_empty_pool_could_not_give_are_laid_out_later() {
+        let (mut mine, mut yours, bell) = pools();
+        let mailbox = Arc::new(Mailbox::new(&mut yours, 2, bell));
+        let mut reader = Reader::new(mailbox.clone());
+        let mut elsewhere: Vec<_> = std::iter::from_fn(|| yours.take()).collect();
+        let single = frame(&mut mine, &[1]);
+        for _ in 0..CAPACITY {
+            assert!(mailbox.post(1, &single, mine.region()));
+        }
+        mailbox.announce(1);
+        let mut held = vec![];
+        assert!(reader.collect(&mut yours, |frame| held.extend(frame.drain(..))));
+        assert_eq!((held.len(), mailbox.blanks.len()), (CAPACITY, 0));
+        elsewhere.drain(..).for_each(|chunk| yours.give(chunk));
+        assert!(!reader.collect(&mut yours, |_| unreachable!()));
+        assert_eq!(mailbox.blanks.len(), CAPACITY);
     }
 
     #[test]

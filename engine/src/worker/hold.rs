@@ -5,10 +5,10 @@ use crate::verdict::Neighbour;
 use std::collections::VecDeque;
 use uvs_conntrack::Tick;
 
-/// Frames one worker holds at most.
+/// Parts of frames that one worker holds at most: a quarter of what it has to spare.
 const CAPACITY: usize = 512;
 
-/// Frames it holds at most for one neighbour, so that a silent one leaves room for the others.
+/// Parts it holds at most for one neighbour, so that a silent one leaves room for the others.
 const PER_NEIGHBOUR: usize = 128;
 
 /// How long a frame is held: as long as the kernel tries to resolve an address.
@@ -24,6 +24,8 @@ const UNKNOWN: u64 = u64::MAX;
 #[derive(Debug, Default)]
 pub(super) struct Holding {
     frames: VecDeque<Held>,
+    /// Parts of all of them.
+    parts: usize,
     awaited: Vec<Awaited>,
     /// The generation of the configuration by which they were last judged, and when.
     tried: (u64, Tick),
@@ -39,7 +41,7 @@ struct Held {
 #[derive(Debug)]
 struct Awaited {
     neighbour: Neighbour,
-    frames: usize,
+    parts: usize,
     asked: Tick,
 }
 
@@ -57,14 +59,15 @@ pub(super) enum Kept {
 impl Holding {
     /// Takes `frame`, held since `since`, unless it says [`Kept::Full`].
     pub(super) fn keep(&mut self, frame: &mut Parts, neighbour: Neighbour, since: Tick, now: Tick) -> Kept {
-        if self.frames.len() >= CAPACITY {
+        let parts = frame.len();
+        if self.parts + parts > CAPACITY {
             return Kept::Full;
         }
         let known = self.awaited.iter_mut().find(|awaited| awaited.neighbour == neighbour);
         let answer = match known {
-            Some(awaited) if awaited.frames >= PER_NEIGHBOUR => return Kept::Full,
+            Some(awaited) if awaited.parts + parts > PER_NEIGHBOUR => return Kept::Full,
             Some(awaited) => {
-                awaited.frames += 1;
+                awaited.parts += parts;
                 let again =
                     now.since(awaited.asked) >= Tick::default().plus_seconds(1).since(Tick::default());
                 if again {
@@ -73,13 +76,14 @@ impl Holding {
                 if again { Kept::Ask } else { Kept::Waits }
             }
             None => {
-                self.awaited.push(Awaited { neighbour, frames: 1, asked: now });
+                self.awaited.push(Awaited { neighbour, parts, asked: now });
                 Kept::Ask
             }
         };
         if self.frames.is_empty() {
             self.tried = (UNKNOWN, now);
         }
+        self.parts += parts;
         self.frames.push_back(Held { frame: frame.take(), since });
         answer
     }
@@ -104,7 +108,8 @@ impl Holding {
     ) -> impl Iterator<Item = (Parts, Tick)> + use<> {
         self.tried = (generation, now);
         // Who is still awaited when the frames come back keeps the time it was last asked for.
-        self.awaited.retain_mut(|awaited| std::mem::take(&mut awaited.frames) > 0);
+        self.awaited.retain_mut(|awaited| std::mem::take(&mut awaited.parts) > 0);
+        self.parts = 0;
         std::mem::take(&mut self.frames).into_iter().map(|held| (held.frame, held.since))
     }
 }
@@ -154,6 +159,27 @@ mod tests {
         let counts: Vec<usize> = (0..5).map(&mut kept).collect();
         assert_eq!(counts, [PER_NEIGHBOUR, PER_NEIGHBOUR, PER_NEIGHBOUR, PER_NEIGHBOUR, 0]);
         assert_eq!(holding.len(), CAPACITY);
+    }
+
+    #[test]
+    fn frames_of_many_parts_count_as_many() {
+        let (mut holding, mut pool) = (Holding::default(), Pool::new(1024, 2048).unwrap());
+        let mut kept = 0;
+        for last in 0..5 {
+            for _ in 0..200 {
+                let mut frame = Parts::new();
+                for more in [true, true, false] {
+                    let chunk = pool.take().unwrap();
+                    frame.push(Part { frame: chunk, start: 256, len: 60, port: PortId(0), more });
+                }
+                if holding.keep(&mut frame, neighbour(last), Tick(0), Tick(0)) == Kept::Full {
+                    pool.give_all(&mut frame);
+                } else {
+                    kept += 1;
+                }
+            }
+        }
+        assert_eq!(kept, 4 * (PER_NEIGHBOUR / 3) + (CAPACITY - 4 * (PER_NEIGHBOUR / 3) * 3) / 3);
     }
 
     #[test]
