@@ -55,6 +55,8 @@ reasons! {
     Truncated = "truncated",
     /// A header contradicts itself (version, header length, total length, data offset).
     Malformed = "malformed",
+    /// The checksum of the IPv4 header is wrong.
+    BadChecksum = "bad_checksum",
     /// The link-layer address is another host's.
     OtherHost = "other_host",
     /// The source address cannot be a client's (multicast, loopback, the virtual address itself).
@@ -87,6 +89,6 @@ reasons! {
     HandOffFull = "hand_off_full",
     /// The device that gives frames back to the kernel did not take it.
     WayBackFull = "way_back_full",
-    /// The link delivered a frame in more parts than a frame may have.
+    /// The frame lies in more parts than a frame may have, or than the egress device takes.
     TooManyParts = "too_many_parts",
 }

@@ -126,6 +126,50 @@ fn an_aged_packet_is_answered_for_and_dropped() {
     });
 }
 
+/// Writes the checksum of an untagged frame's IPv4 header anew.
+fn seal(frame: &mut [u8]) {
+    let end = 14 + usize::from(frame[14] & 0xf) * 4;
+    frame[24..26].fill(0);
+    let words = frame[14..end].chunks(2);
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    frame[24..26].copy_from_slice(&(!sum).to_be_bytes());
+}
+
+#[test]
+fn an_ipv4_header_whose_checksum_is_wrong_is_dropped() {
+    let with_options = |mut bytes: Vec<u8>| {
+        bytes.splice(34..34, [1; 4]);
+        bytes[14] += 1;
+        let length = u16::from_be_bytes([bytes[16], bytes[17]]) + 4;
+        bytes[16..18].copy_from_slice(&length.to_be_bytes());
+        seal(&mut bytes);
+        bytes
+    };
+    established(|director, plan, _, protocol| {
+        if !plan.client.is_ipv4() {
+            return;
+        }
+        let frame = Frame::from_client(plan, protocol, ACK);
+        let tagged = Frame { vlan: Some(7), ..frame.clone() }.bytes();
+        for (what, network, frame) in [
+            ("plain", 14, frame.bytes()),
+            ("tagged", 18, tagged),
+            ("options", 14, with_options(frame.bytes())),
+        ] {
+            assert_eq!(director.run(CLIENTS, &frame).0, TO_SERVERS, "{what}");
+            // The identification, which nothing else depends on; the checksum itself; the time to live.
+            for at in [4, 5, 8, 10, 11] {
+                let mut wrong = frame.clone();
+                wrong[network + at] ^= 0x10;
+                let expected = (Verdict::Drop(Reason::BadChecksum), wrong.clone());
+                assert_eq!(director.run(CLIENTS, &wrong), expected, "{what}, byte {at}");
+            }
+        }
+        assert_eq!(director.counters.drops(Reason::BadChecksum), 15);
+    });
+}
+
 #[test]
 fn a_long_packet_is_answered_for_and_dropped() {
     established(|director, plan, _, protocol| {
@@ -338,6 +382,7 @@ fn fragments() {
             if frame.from.is_ipv4() {
                 let word = (offset / 8) | if more { 0x2000 } else { 0 };
                 bytes[20..22].copy_from_slice(&word.to_be_bytes());
+                seal(&mut bytes);
             } else {
                 let next = std::mem::replace(&mut bytes[20], 44);
                 let word = (offset | u16::from(more)).to_be_bytes();

@@ -95,6 +95,12 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         be16(&self.0, field::FRAGMENT) & OFFSET == 0
     }
 
+    /// Whether the checksum of a header without options is right: a sum over all of it is all ones (RFC 791 §3.1).
+    #[inline]
+    pub fn is_intact(&self) -> bool {
+        Sum::of_header(&self.0).fold() == Sum::WHOLE
+    }
+
     /// Time to live.
     #[inline]
     pub fn ttl(&self) -> u8 {
@@ -173,7 +179,11 @@ mod tests {
         assert_eq!(view.destination(), Ipv4Addr::new(198, 51, 100, 2));
         assert_eq!(view.addresses().to_ne_bytes(), [192, 0, 2, 1, 198, 51, 100, 2]);
         assert!(!view.is_fragment() && view.is_first());
-        assert_eq!(Sum::of(&HEADER).fold(), 0xffff, "the example's own checksum");
+        assert_eq!(Sum::of(&HEADER).fold(), Sum::WHOLE, "the example's own checksum");
+        assert!(view.is_intact());
+        for (at, byte) in HEADER.iter().enumerate() {
+            assert!(!Ipv4::view(&with(at, byte ^ 0x10)).is_intact(), "byte {at}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The first stage: from a frame's bytes to the flow it belongs to.
 
 use crate::batch::Packet;
+use crate::packet::checksum::Sum;
 use crate::packet::ethernet::{self, Ethernet, Mac};
 use crate::packet::ipv4::{self, Ipv4};
 use crate::packet::ipv6::{self, Ipv6};
@@ -14,7 +15,7 @@ use uvs_conntrack::{Flow, Flow4, Flow6};
 /// What is known of a frame that carries TCP or UDP.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parsed {
-    /// Who sends to whom. Of an ICMP error: of the packet it quotes, as that was sent.
+    /// Who sends to whom.
     pub(crate) flow: Flow,
     /// TTL or hop limit.
     pub(crate) hops_left: u8,
@@ -104,7 +105,8 @@ impl Parsed {
     }
 }
 
-/// Reads a frame's headers into `parsed`, in place because a copy would wait for the stores before it. What is not TCP or UDP over IP, or not for this host, has its verdict already.
+/// Reads a frame's headers into `parsed`, in place because a copy would wait for the stores before it. What is not TCP or
+/// UDP over IP, or not for this host, has its verdict already.
 #[inline]
 pub(crate) fn parse(packet: &Packet<'_>, port: Option<&Port>, parsed: &mut Parsed) -> Result<(), Verdict> {
     let frame = packet.frame();
@@ -138,6 +140,7 @@ fn plain4(frame: &[u8], parsed: &mut Parsed) -> bool {
         != [0x08, 0x00, 0x45]
         || header.is_fragment()
         || packet_len > frame.len() - PLAIN_NETWORK
+        || !header.is_intact()
     {
         return false;
     }
@@ -243,6 +246,11 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     if packet_len > packet.total_len() - network {
         return Err(drop_for(Error::Truncated));
     }
+    let transport = network + header.header_len();
+    // The kernel drops these before IPVS sees them.
+    if Sum::of(&frame[network..transport]).fold() != Sum::WHOLE {
+        return Err(Verdict::Drop(Reason::BadChecksum));
+    }
     let kind = if !header.is_fragment() {
         Kind::Whole
     } else if header.is_first() {
@@ -250,7 +258,6 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     } else {
         return Err(Verdict::ToKernel);
     };
-    let transport = network + header.header_len();
     let upper =
         Upper { protocol: header.protocol(), transport, length: packet_len - header.header_len(), kind };
     let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
