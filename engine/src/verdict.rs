@@ -75,6 +75,8 @@ reasons! {
     NoRoute = "no_route",
     /// The route leads out of a device this director does not hold.
     EgressNotOurs = "egress_not_ours",
+    /// The device the route leads out of is down, or has no carrier.
+    PortDown = "port_down",
     /// The next hop did not answer ARP or neighbour discovery.
     NeighbourUnresolved = "neighbour_unresolved",
     /// Too many frames were already waiting for a next hop.

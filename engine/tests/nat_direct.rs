@@ -126,6 +126,17 @@ fn an_aged_packet_is_answered_for_and_dropped() {
     });
 }
 
+#[test]
+fn a_frame_for_a_device_that_is_down_is_dropped() {
+    established(|director, plan, _, protocol| {
+        let mut ports = director.snapshot.ports.to_vec();
+        ports[1].up = false;
+        director.snapshot.ports = ports.into();
+        let frame = Frame::from_client(plan, protocol, ACK).bytes();
+        assert_eq!(director.run(CLIENTS, &frame), (Verdict::Drop(Reason::PortDown), frame));
+    });
+}
+
 /// Writes the checksum of an untagged frame's IPv4 header anew.
 fn seal(frame: &mut [u8]) {
     let end = 14 + usize::from(frame[14] & 0xf) * 4;

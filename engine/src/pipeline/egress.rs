@@ -91,10 +91,13 @@ pub(crate) struct Passage<'a> {
 }
 
 impl Passage<'_> {
-    /// Whether the packet may go on: it has hops left, and the next link takes packets of its length.
+    /// Whether the packet may go on: the next link is up, it has hops left, and the link takes packets of its length.
     #[inline]
     fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
         let Passage { parsed, egress, .. } = self;
+        if !egress.up {
+            return Err(Reason::PortDown.into());
+        }
         if parsed.hops_left <= 1 {
             return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
         }
