@@ -9,7 +9,7 @@ use crate::api::{
     Timeouts,
 };
 use crate::registry::{Apply, Features};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(super) struct Plane {
     /// The guard, and how long it may outlive this process.
     pub(super) guard: Option<(Guard, Duration)>,
     members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
-    lingering: Vec<Lingering>,
+    lingering: HashSet<Claim>,
     averages: Averages,
     generation: u64,
 }
@@ -48,12 +48,23 @@ struct Member {
     method: Method,
 }
 
-/// Steering keys of a real server that was removed, kept for the connections it still has: were they taken away, the
-/// kernel would answer the connections' packets with a RST.
-struct Lingering {
+/// What is claimed of the steering program for a real server: its service's packets, and its replies where they come
+/// through here.
+///
+/// The claim of a real server that was removed lingers for the connections it still has: were its keys taken away, the
+/// kernel would answer the connections' packets with a RST. One that comes back meanwhile takes its claim back, so that
+/// there is one for each way its packets took, however often it comes and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Claim {
     id: DestinationId,
     service: ServiceKey,
     reply: Option<SocketAddr>,
+}
+
+impl Claim {
+    fn of(service: ServiceKey, address: SocketAddr, member: Member) -> Self {
+        Claim { id: member.id, service, reply: (member.method == Method::Nat).then_some(address) }
+    }
 }
 
 impl Plane {
@@ -72,7 +83,7 @@ impl Plane {
             report,
             guard: None,
             members: HashMap::new(),
-            lingering: Vec::new(),
+            lingering: HashSet::new(),
             averages: Averages::default(),
             generation: 0,
         }
@@ -89,15 +100,11 @@ impl Plane {
 
     /// Takes the steering keys away that were kept for connections which are gone.
     fn release_idle(&mut self) {
-        let destinations = self.destinations.clone();
-        let idle = |kept: &mut Lingering| destinations.connections(kept.id) == Connections::default();
-        for kept in self.lingering.extract_if(.., idle) {
-            let Lingering { service, reply, .. } = kept;
-            let service = self.steering.remove_service(service.address, service.port, service.protocol);
-            let reply = reply
-                .map(|reply| self.steering.remove_reply(reply.ip(), reply.port(), kept.service.protocol));
-            for result in [Some(service), reply].into_iter().flatten() {
-                complain(result);
+        let idle = |claim: &Claim| self.destinations.connections(claim.id) == Connections::default();
+        for Claim { service, reply, .. } in self.lingering.extract_if(idle) {
+            complain(self.steering.remove_service(service.address, service.port, service.protocol));
+            if let Some(reply) = reply {
+                complain(self.steering.remove_reply(reply.ip(), reply.port(), service.protocol));
             }
         }
     }
@@ -127,20 +134,18 @@ impl Plane {
 
     /// Leaves a removed real server's steering keys in place until its connections are gone.
     fn linger(&mut self, service: ServiceKey, address: SocketAddr, member: Member) {
-        let reply = (member.method == Method::Nat).then_some(address);
-        self.lingering.push(Lingering { id: member.id, service, reply });
+        self.lingering.insert(Claim::of(service, address, member));
         self.kernel.server_removed(address.ip());
     }
 
-    fn steer_server(
-        &mut self,
-        service: ServiceKey,
-        address: SocketAddr,
-        method: Method,
-    ) -> Result<(), SteerError> {
+    fn steer_server(&mut self, claim: Claim) -> Result<(), SteerError> {
+        if self.lingering.remove(&claim) {
+            return Ok(());
+        }
+        let Claim { service, reply, .. } = claim;
         self.steering.add_service(service.address, service.port, service.protocol)?;
-        if method == Method::Nat
-            && let Err(error) = self.steering.add_reply(address.ip(), address.port(), service.protocol)
+        if let Some(reply) = reply
+            && let Err(error) = self.steering.add_reply(reply.ip(), reply.port(), service.protocol)
         {
             self.steering.remove_service(service.address, service.port, service.protocol)?;
             return Err(error);
@@ -207,11 +212,11 @@ impl Apply for Plane {
         let service = self.service(id)?;
         let config = destination(server)?;
         let destination = service.add(&config).map_err(refusal)?;
-        if let Err(error) = self.steer_server(service.key(), server.address, config.method) {
+        let member = Member { id: destination, method: config.method };
+        if let Err(error) = self.steer_server(Claim::of(service.key(), server.address, member)) {
             service.delete(server.address, super::now()).map_err(refusal)?;
             return Err(failed(&error));
         }
-        let member = Member { id: destination, method: config.method };
         self.members.entry(service.key()).or_default().insert(server.address, member);
         self.kernel.server_added(server.address.ip());
         Ok(())
@@ -224,10 +229,10 @@ impl Apply for Plane {
         let member = self.members.get(&key).and_then(|members| members.get(&address)).copied();
         let member = member.ok_or(Refusal::NoSuchServer)?;
         if member.method != config.method {
-            self.steer_server(key, address, config.method).map_err(|error| failed(&error))?;
+            let edited = Member { method: config.method, ..member };
+            self.steer_server(Claim::of(key, address, edited)).map_err(|error| failed(&error))?;
             self.kernel.server_added(address.ip());
             self.linger(key, address, member);
-            let edited = Member { method: config.method, ..member };
             self.members.entry(key).or_default().insert(address, edited);
         }
         service.edit(&config).map_err(refusal)
@@ -372,3 +377,6 @@ fn complain<T>(result: Result<T, SteerError>) {
         tracing::error!("the steering program could not be told: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests;

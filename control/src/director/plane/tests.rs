@@ -1,0 +1,71 @@
+//! The plane without devices: what commands make of its tables and maps.
+
+use super::*;
+use crate::api::{Method as Forwarding, Protocol};
+use crate::director::load::Load;
+use std::time::Instant;
+use uvs_conntrack::{Limits, SharedTable};
+use uvs_engine::counters::Counters;
+use uvs_engine::nexthop::NextHops;
+use uvs_engine::pipeline::Pipeline;
+use uvs_engine::snapshot::Snapshot;
+use uvs_engine::worker::{Crew, Notices};
+
+/// A plane with one worker and no device. Needs root, as the maps of the steering program do.
+fn plane() -> (Plane, Arc<SharedTable>) {
+    let limits = Limits { connections4: 1000, connections6: 1000, destinations: 100, ..Limits::default() };
+    let table = SharedTable::create(limits).unwrap();
+    let counters = Counters::new(100);
+    let destinations = Destinations::new(table.clone(), counters.clone());
+    let config = Config::new(Snapshot::empty(NextHops::new(8)));
+    let kernel = Kernel::open(config.clone(), None).unwrap();
+    let crew = Crew::open(&[], &[None]).unwrap();
+    let worker = counters.worker();
+    let mut handle = Some(table.handle().unwrap());
+    let make = |_| {
+        let pipeline = Pipeline::new(handle.take().unwrap(), destinations.clone(), worker.clone());
+        (pipeline, Box::new(|_: &[&[u8]]| false) as uvs_engine::worker::WayBack)
+    };
+    let running = crew.start(&config, &Notices::new().unwrap(), make).unwrap();
+    let mut handle = table.handle().unwrap();
+    handle.sleep();
+    let report = Report {
+        running: Arc::new(running),
+        attachments: Vec::new(),
+        handle,
+        since: Instant::now(),
+        drops: vec![worker],
+        load: Load::default(),
+        kernel: kernel.clone(),
+    };
+    (Plane::new(config, destinations, Steering::new().unwrap(), kernel, report), table)
+}
+
+fn service(port: u16) -> ServiceSpec {
+    let id = ServiceId::Address { protocol: Protocol::Tcp, address: ([192, 0, 2, 80], port).into() };
+    ServiceSpec::new(id, "rr")
+}
+
+fn server(last: u8) -> ServerSpec {
+    let address = SocketAddr::from(([198, 51, 100, last], 80));
+    ServerSpec { method: Forwarding::Masquerading, ..ServerSpec::new(address) }
+}
+
+#[test]
+fn a_server_that_comes_and_goes_is_claimed_once() {
+    let (mut plane, _table) = plane();
+    let (spec, nat) = (service(80), server(1));
+    let direct = ServerSpec { method: Forwarding::Direct, ..nat };
+    plane.add_service(&spec).unwrap();
+    let without = plane.steering.keys();
+    for _ in 0..5 {
+        plane.add_server(&spec.id, &nat).unwrap();
+        plane.edit_server(&spec.id, &direct).unwrap();
+        plane.edit_server(&spec.id, &nat).unwrap();
+        plane.delete_server(&spec.id, nat.address);
+        assert_eq!(plane.lingering.len(), 2, "one by NAT and one by direct routing");
+    }
+    plane.release_idle();
+    assert!(plane.lingering.is_empty(), "it has no connections");
+    assert_eq!(plane.steering.keys(), without);
+}
