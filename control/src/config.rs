@@ -23,6 +23,10 @@ use std::path::Path;
 use std::time::Duration;
 use uvs_engine::snapshot::OnRemove;
 
+/// As [`uvs_engine::worker::MAX_WORKERS`].
+const MAX_WORKERS: u32 = 64;
+const _: () = assert!(MAX_WORKERS as usize == uvs_engine::worker::MAX_WORKERS);
+
 /// Reads a file.
 ///
 /// # Errors
@@ -114,7 +118,7 @@ fn interfaces(reader: &Reader<'_>, section: &Section<'_, '_>) -> Interfaces {
 }
 
 fn workers(reader: &Reader<'_>, section: &Section<'_, '_>) -> Workers {
-    let count = section.number("workers", 1..=1024);
+    let count = section.number("workers", 1..=MAX_WORKERS);
     let pinned = section.boolean("pinned");
     let Some(cores) = section.numbers("cores", 4095) else {
         return Workers::Count {
@@ -134,6 +138,8 @@ fn workers(reader: &Reader<'_>, section: &Section<'_, '_>) -> Workers {
     }
     if cores.value.is_empty() {
         reader.expected(cores.at, "an empty list", "the numbers of the cores, one worker on each");
+    } else if cores.value.len() > MAX_WORKERS as usize {
+        reader.expected(cores.at, format!("{} cores", cores.value.len()), format!("at most {MAX_WORKERS}"));
     }
     for (index, core) in cores.value.iter().enumerate() {
         if cores.value[..index].iter().any(|earlier| earlier.value == core.value) {

@@ -60,11 +60,12 @@ fn every_fault_is_told_with_its_place() {
             &["2:23: found `eth0` again, expected each interface once"],
         ),
         ("[director]\nio = \"xpd\"", &["2:6: found `xpd`, expected `auto` or `xdp`: did you mean `xdp`?"]),
-        ("[director]\nworkers = 0", &["2:11: found the number 0, expected a whole number from 1 to 1024"]),
+        ("[director]\nworkers = 0", &["2:11: found the number 0, expected a whole number from 1 to 64"]),
         (
             "[director]\nworkers = 2\ncores = [0]",
             &["2:11: found `workers` beside `cores`, expected only one of them"],
         ),
+        ("[director]\nworkers = 65", &["2:11: found the number 65, expected a whole number from 1 to 64"]),
         ("[director]\ncores = [0, 0]", &["2:13: found core 0 again, expected each core once"]),
         (
             "[director]\ncores = [0]\npinned = false",
@@ -221,7 +222,7 @@ fn options() -> impl Strategy<Value = RunOptions> {
         names.prop_map(|names| Interfaces::Named(names.into_iter().collect())),
     ];
     let workers = prop_oneof![
-        (prop::option::of(1..=1024_usize), any::<bool>())
+        (prop::option::of(1..=64_usize), any::<bool>())
             .prop_map(|(count, pinned)| Workers::Count { count, pinned }),
         prop::collection::btree_set(0..4096_usize, 1..5)
             .prop_map(|cores| Workers::Cores(cores.into_iter().collect())),

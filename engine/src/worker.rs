@@ -16,6 +16,7 @@ mod tests;
 
 pub use bell::Bell;
 pub use crew::{Crew, Lane, Running, Seat};
+pub use handoff::MAX_WORKERS;
 pub use notice::{Notice, Notices};
 pub use tally::Tally;
 

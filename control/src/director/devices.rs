@@ -9,7 +9,7 @@ use uvs_engine::link::Device;
 use uvs_engine::link::xdp::Options;
 use uvs_engine::snapshot::Port;
 use uvs_engine::steer::way_back::DEVICE_PREFIX;
-use uvs_engine::worker::Seat;
+use uvs_engine::worker::{MAX_WORKERS, Seat};
 
 /// The devices of this network namespace that a director could be given.
 ///
@@ -77,18 +77,32 @@ pub(super) fn seats(devices: &[Device], mode: XdpMode) -> Vec<Seat> {
 /// Without a number given there are as many workers as the device with the most queues has queues, but no more than this
 /// process may use processors.
 pub(super) fn cores(workers: &Workers, devices: &[Device]) -> Result<Vec<Option<usize>>, StartError> {
-    let allowed = allowed_cores();
+    placed(workers, devices, &allowed_cores())
+}
+
+fn placed(
+    workers: &Workers,
+    devices: &[Device],
+    allowed: &[usize],
+) -> Result<Vec<Option<usize>>, StartError> {
     match workers {
         Workers::Cores(cores) => {
             if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
-                return Err(StartError::NoSuchCore { core: *core, allowed: listed(&allowed) });
+                return Err(StartError::NoSuchCore { core: *core, allowed: listed(allowed) });
             }
-            Ok(cores.iter().copied().map(Some).collect())
+            match cores.len() {
+                0 => Err(StartError::NoWorkers),
+                1..=MAX_WORKERS => Ok(cores.iter().copied().map(Some).collect()),
+                count => Err(StartError::TooManyWorkers(count)),
+            }
         }
         Workers::Count { count: Some(0), .. } => Err(StartError::NoWorkers),
+        Workers::Count { count: Some(count), .. } if *count > MAX_WORKERS => {
+            Err(StartError::TooManyWorkers(*count))
+        }
         Workers::Count { count, pinned } => {
             let queues = devices.iter().map(|device| device.queues as usize).max().unwrap_or(1);
-            let count = count.unwrap_or(queues.min(allowed.len())).clamp(1, MAX_WORKERS);
+            let count = count.unwrap_or(queues.min(allowed.len()).clamp(1, MAX_WORKERS));
             if *pinned && count > allowed.len() {
                 tracing::warn!(
                     "{count} workers share {} processors: they are not pinned (one worker a processor is best)",
@@ -100,9 +114,6 @@ pub(super) fn cores(workers: &Workers, devices: &[Device]) -> Result<Vec<Option<
         }
     }
 }
-
-/// What [`uvs_engine::worker::Crew::open`] takes.
-const MAX_WORKERS: usize = 64;
 
 /// The processors this process may run on.
 fn allowed_cores() -> Vec<usize> {
@@ -141,5 +152,21 @@ mod tests {
         let error = cores(&Workers::Cores(vec![0, 100_000]), &[device(1)]).unwrap_err().to_string();
         assert!(error.contains("100000"), "{error}");
         assert!(cores(&Workers::Count { count: Some(0), pinned: true }, &[]).is_err());
+    }
+
+    #[test]
+    fn more_workers_than_there_can_be_are_refused() {
+        let allowed: Vec<_> = (0..MAX_WORKERS + 1).collect();
+        let counted = |count| Workers::Count { count: Some(count), pinned: true };
+        for (workers, expected) in [
+            (Workers::Cores(allowed.clone()), None),
+            (Workers::Cores(allowed[1..].to_vec()), Some(MAX_WORKERS)),
+            (Workers::Cores(Vec::new()), None),
+            (counted(MAX_WORKERS + 1), None),
+            (counted(MAX_WORKERS), Some(MAX_WORKERS)),
+        ] {
+            let placed = placed(&workers, &[device(1)], &allowed).map(|cores| cores.len()).ok();
+            assert_eq!(placed, expected, "{workers:?}");
+        }
     }
 }

@@ -77,6 +77,9 @@ pub enum StartError {
     /// `--workers 0`.
     #[error("a director needs at least one worker")]
     NoWorkers,
+    /// More than a director can have.
+    #[error("{0} workers are too many: use at most {max}", max = uvs_engine::worker::MAX_WORKERS)]
+    TooManyWorkers(usize),
     /// A core that this process may not use.
     #[error(
         "processor {core} is not among those this process may use ({allowed}): choose others with `--cores`"

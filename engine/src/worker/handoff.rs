@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Relaxed, Ordering
 pub(super) const CAPACITY: usize = 512;
 
 /// Workers of one director at most: one bit each in a mailbox.
-pub(super) const MAX_WORKERS: usize = 64;
+pub const MAX_WORKERS: usize = 64;
 
 /// Where one worker receives frames from the others.
 #[derive(Debug)]
