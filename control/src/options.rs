@@ -200,7 +200,10 @@ impl RunOptions {
         self.xdp_mode = by.xdp_mode.unwrap_or(self.xdp_mode);
         self.workers = match (by.cores, by.workers) {
             (Some(cores), _) => Workers::Cores(cores),
-            (None, Some(count)) => Workers::Count { count: Some(count), pinned: !by.unpinned },
+            (None, Some(count)) => {
+                let configured = !matches!(self.workers, Workers::Count { pinned: false, .. });
+                Workers::Count { count: Some(count), pinned: configured && !by.unpinned }
+            }
             (None, None) if by.unpinned => match self.workers {
                 Workers::Count { count, .. } => Workers::Count { count, pinned: false },
                 Workers::Cores(cores) => Workers::Count { count: Some(cores.len()), pinned: false },
@@ -279,5 +282,9 @@ mod tests {
         assert_eq!(all.socket, SocketPlace::Path("/run/uvs".into()));
         assert_eq!(all.workers, Workers::Count { count: Some(1), pinned: true });
         assert!(all.assign_vips);
+        let unpinned =
+            RunOptions { workers: Workers::Count { count: None, pinned: false }, ..RunOptions::default() };
+        let counted = unpinned.overridden(Overrides { workers: Some(3), ..Overrides::default() });
+        assert_eq!(counted.workers, Workers::Count { count: Some(3), pinned: false }, "as the file says");
     }
 }
