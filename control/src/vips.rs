@@ -44,9 +44,10 @@ pub enum Assigned {
     Kept(u32),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Vip {
-    ifindex: u32,
+    /// Where it is; `None` when it could not be put anywhere.
+    ifindex: Option<u32>,
     services: usize,
     ours: bool,
     announcements: u32,
@@ -72,10 +73,14 @@ impl Vips {
     }
 
     /// A service has the address `vip`: puts it on a device unless this host has it, and announces it.
+    ///
+    /// # Errors
+    /// It could not be put there. The service counts nevertheless: [`Vips::withdraw`] is to be called for it as for others.
     pub fn assign(&mut self, vip: IpAddr, host: &Host<'_>, now: Instant) -> Result<Assigned, VipError> {
-        if let Some(known) = self.vips.get_mut(&vip) {
-            known.services += 1;
-            return Ok(Assigned::Kept(known.ifindex));
+        let known = self.vips.entry(vip).or_default();
+        known.services += 1;
+        if let Some(ifindex) = known.ifindex {
+            return Ok(Assigned::Kept(ifindex));
         }
         if vip.is_unspecified() || vip.is_loopback() || vip.is_multicast() {
             return Err(VipError::NotAHosts(vip));
@@ -87,13 +92,12 @@ impl Vips {
             .or_else(|| host.first())
             .ok_or(VipError::NoDevice(vip))?;
         let ours = found.is_none() && self.client.add_address(ifindex, vip)? == AddressChange::Done;
-        let mut known = Vip { ifindex, services: 1, ours, announcements: 0 };
+        (known.ifindex, known.ours) = (Some(ifindex), ours);
         if ours {
             known.announcements = ANNOUNCEMENTS;
-            announce(&self.announcer, vip, &mut known);
+            announce(&self.announcer, vip, known);
             self.due.get_or_insert(now + PAUSE);
         }
-        self.vips.insert(vip, known);
         Ok(if ours { Assigned::Added(ifindex) } else { Assigned::Found(ifindex) })
     }
 
@@ -105,7 +109,7 @@ impl Vips {
             return Ok(());
         }
         match self.vips.remove(&vip) {
-            Some(Vip { ours: true, ifindex, .. }) => {
+            Some(Vip { ours: true, ifindex: Some(ifindex), .. }) => {
                 self.client.remove_address(ifindex, vip)?;
                 Ok(())
             }
@@ -131,9 +135,9 @@ impl Vips {
 }
 
 fn announce(announcer: &Announcer, address: IpAddr, vip: &mut Vip) {
-    if vip.announcements > 0 {
+    if let Some(ifindex) = vip.ifindex.filter(|_| vip.announcements > 0) {
         vip.announcements -= 1;
-        if let Err(error) = announcer.announce(vip.ifindex, address) {
+        if let Err(error) = announcer.announce(ifindex, address) {
             tracing::warn!("{error}; neighbours may look for {address} where it was");
             vip.announcements = 0;
         }
@@ -144,7 +148,8 @@ impl Drop for Vips {
     fn drop(&mut self) {
         for (address, vip) in std::mem::take(&mut self.vips) {
             if vip.ours
-                && let Err(error) = self.client.remove_address(vip.ifindex, address)
+                && let Some(ifindex) = vip.ifindex
+                && let Err(error) = self.client.remove_address(ifindex, address)
             {
                 tracing::warn!("{error}");
             }

@@ -204,6 +204,21 @@ fn a_vip_stays_while_a_service_has_it() {
 }
 
 #[test]
+fn a_service_counts_whose_vip_could_not_be_assigned() {
+    let (here, _there) = two_links();
+    here.run(|| {
+        let (a, vip) = (index("a"), "10.0.0.80".parse().unwrap());
+        let mut vips = vips(None);
+        assign(&mut vips, "10.0.0.80", &[]).unwrap_err();
+        assert_eq!(assign(&mut vips, "10.0.0.80", &[a]).unwrap(), Assigned::Added(a));
+        vips.withdraw(vip).unwrap();
+        assert_eq!(place("10.0.0.80"), Some((a, 32)), "one of two services is left");
+        vips.withdraw(vip).unwrap();
+        assert_eq!(place("10.0.0.80"), None);
+    });
+}
+
+#[test]
 fn what_cannot_be_assigned_is_refused_with_a_reason() {
     let (here, _there) = two_links();
     here.run(|| {
