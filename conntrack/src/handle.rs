@@ -283,6 +283,20 @@ impl<S: Storage> Handle<S> {
         all.filter_map(|id| self.table.connection(id)).filter(|connection| connection.meta().is_live())
     }
 
+    /// As [`Handle::connections`], from the place after `after` on, each with its place: a listing in parts, which neither
+    /// misses nor repeats a connection that stays. The first place is after 0.
+    pub fn connections_after(&self, after: u32) -> impl Iterator<Item = (u32, Connection<'_>)> {
+        let last = ConnId(after);
+        let (narrow, wide) = match last.class() {
+            Class::Narrow => (last.number().saturating_add(1), 1),
+            Class::Wide => (u32::MAX, last.number().saturating_add(1)),
+        };
+        let table = &self.table;
+        let all = table.touched_from(Class::Narrow, narrow).chain(table.touched_from(Class::Wide, wide));
+        all.filter_map(|id| table.connection(id).map(|connection| (id.0, connection)))
+            .filter(|(_, connection)| connection.meta().is_live())
+    }
+
     pub(crate) fn hash_of(&self, reference: Reference) -> Option<u64> {
         let entry = self.table.entry(reference.id())?;
         Some(self.table.secret.hash(&entry.flow(reference.direction(), entry.meta())))

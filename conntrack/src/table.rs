@@ -239,13 +239,18 @@ impl<S: Storage> Table<S> {
 
     /// Numbers of a class ever handed out.
     pub(crate) fn touched(&self, class: Class) -> impl Iterator<Item = ConnId> + use<S> {
+        self.touched_from(class, 1)
+    }
+
+    /// The same from number `first` on.
+    pub(crate) fn touched_from(&self, class: Class, first: u32) -> impl Iterator<Item = ConnId> + use<S> {
         let length = match class {
             Class::Narrow => self.storage.narrow().len(),
             Class::Wide => self.storage.wide().len(),
         };
         let end = self.storage.header().fresh[class as usize].load(Relaxed) as usize;
         let end = u32::try_from(end.min(length)).unwrap_or(u32::MAX);
-        (1..end).map(move |number| ConnId::new(class, number))
+        (first.max(1)..end).map(move |number| ConnId::new(class, number))
     }
 }
 

@@ -438,3 +438,28 @@ fn the_index_grows_with_its_connections_and_loses_none() {
     let all = |n: u16| [v4(n.into()).client, v4(n.into()).real, v6(n).client, v6(n).real];
     assert!((0..COUNT).all(|n| all(n).iter().all(|flow| handle.find(flow).is_some())));
 }
+
+#[test]
+fn a_listing_in_parts_neither_misses_nor_repeats_what_stays() {
+    let (_table, mut handle) = table(100);
+    let connections: Vec<_> = (1..=4).map(v4).chain((1..=4).map(v6)).collect();
+    let ids: Vec<_> = connections.iter().map(|new| handle.insert(new, NOW).expect("room").id).collect();
+    let part = |handle: &Handle<Heap>, after: u32, length: usize| {
+        let part = handle.connections_after(after).take(length);
+        let part: Vec<_> = part.map(|(place, connection)| (place, connection.client())).collect();
+        (part.last().map(|(place, _)| *place), part.into_iter().map(|(_, client)| client).collect::<Vec<_>>())
+    };
+    let clients = |of: &[NewConnection]| of.iter().map(|new| new.client).collect::<Vec<_>>();
+    let (place, first) = part(&handle, 0, 3);
+    assert_eq!(first, clients(&connections[..3]));
+    // One of those listed ends, and one of those still to be listed.
+    for id in [ids[1], ids[4]] {
+        handle.remove(id);
+    }
+    let (place, second) = part(&handle, place.expect("a place"), 2);
+    assert_eq!(second, [connections[3].client, connections[5].client]);
+    let (place, third) = part(&handle, place.expect("a place"), 9);
+    assert_eq!(third, clients(&connections[6..]));
+    assert_eq!(part(&handle, place.expect("a place"), 9), (None, Vec::new()));
+    assert_eq!(part(&handle, u32::MAX, 9).1, Vec::new());
+}

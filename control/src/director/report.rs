@@ -57,21 +57,20 @@ impl Report {
         }
     }
 
-    /// A page of connections in table order. `skip` counts those of the pages before; connections that end meanwhile may
-    /// make a page miss as many.
-    fn connections(&mut self, skip: u64) -> Response {
+    /// A page of connections in table order, those after the place where the last page ended.
+    fn connections(&mut self, after: u64) -> Response {
         let now = super::now();
+        let after = u32::try_from(after).unwrap_or(u32::MAX);
         self.handle.quiescent();
-        let page: Vec<_> = self
-            .handle
-            .connections()
-            .skip(usize::try_from(skip).unwrap_or(usize::MAX))
-            .take(PAGE)
-            .map(|connection| entry(&connection, now))
-            .collect();
+        let mut last = after;
+        let page = self.handle.connections_after(after).take(PAGE).map(|(place, connection)| {
+            last = place;
+            entry(&connection, now)
+        });
+        let connections: Vec<_> = page.collect();
         self.handle.sleep();
-        let next = (page.len() == PAGE).then(|| skip + PAGE as u64);
-        Response::Connections { connections: page, next }
+        let next = (connections.len() == PAGE).then_some(last.into());
+        Response::Connections { connections, next }
     }
 
     fn status(&self, snapshot: &Snapshot, counters: &Counters, servers: usize, guarded: bool) -> Status {
