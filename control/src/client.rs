@@ -16,11 +16,14 @@ pub enum ClientError {
     /// Nobody listens there.
     #[error("no director answers at {0}: start one with `uvs run --interface NAME`")]
     NoDirector(SocketPlace),
-    /// The caller is not root.
+    /// The caller is neither root nor the user of the director.
     #[error("Permission denied (you must be root)")]
     NotRoot,
-    /// Whoever listens is not root.
-    #[error("whoever listens at {0} is not root, so it is not the director: find it with `ss -xlp`")]
+    /// Whoever listens is another user.
+    #[error(
+        "whoever listens at {0} is another user: speak to a director as the user it runs as, or find out who it is with \
+         `ss -xlp`"
+    )]
     Impostor(SocketPlace),
     /// The connection broke or the director is stuck.
     #[error("the director at {place} did not answer: {error}")]
@@ -59,7 +62,7 @@ impl Client {
     /// Whether a director is there that would hear the caller.
     ///
     /// # Errors
-    /// Nobody is there, or it is not root, or the caller is not.
+    /// Nobody is there, or it is another user's.
     pub fn reach(&self) -> Result<(), ClientError> {
         self.connect().map(drop)
     }
@@ -132,18 +135,20 @@ impl Client {
     }
 
     fn connect(&self) -> Result<std::os::unix::net::UnixStream, ClientError> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(ClientError::NotRoot);
-        }
+        let own = nix::unistd::geteuid();
         let stream = socket::connect(&self.place).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NoDirector(self.place.clone())
-            }
+            io::ErrorKind::PermissionDenied => ClientError::NotRoot,
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => match &self.place {
+                // As ipvsadm says before it looks for anything.
+                SocketPlace::Namespace if !own.is_root() => ClientError::NotRoot,
+                place => ClientError::NoDirector(place.clone()),
+            },
             _ => ClientError::Broken { place: self.place.clone(), error },
         })?;
-        if !socket::peer_is_root(&stream) {
-            return Err(ClientError::Impostor(self.place.clone()));
+        match socket::peer(&stream) {
+            Some(listener) if listener == own => Ok(stream),
+            Some(listener) if listener.is_root() => Err(ClientError::NotRoot),
+            _ => Err(ClientError::Impostor(self.place.clone())),
         }
-        Ok(stream)
     }
 }

@@ -1,13 +1,14 @@
 //! The control socket of a director: who may speak, and how one peer's nonsense stays its own.
 //!
 //! The socket is abstract unless a path is given, so that each network namespace has its own and nothing is left behind.
-//! Only root is heard. Each peer has a thread of its own for as long as it is connected; a peer that is silent, slow or
+//! Only root and the director's own user are heard. Each peer has a thread of its own for as long as it is connected; a peer that is silent, slow or
 //! incoherent loses its connection and nobody else notices.
 
 use crate::api::{Refusal, Request, Response, VERSION};
 use crate::frame::{self, Received};
 use crate::options::SocketPlace;
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::io;
@@ -38,7 +39,8 @@ const ABSTRACT_NAME: &[u8] = b"uvs/control";
 /// A peer has this long to say a whole request, and to take in the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Peers that are served at once. More wait until one is done, which [`PATIENCE`] bounds.
+/// Peers that are served at once. More wait until one is done: [`PATIENCE`] bounds what one may take for a request, not how
+/// many it makes.
 const PEERS: usize = 128;
 
 /// Why there is no control socket.
@@ -111,9 +113,14 @@ pub(crate) fn connect(place: &SocketPlace) -> io::Result<UnixStream> {
     }
 }
 
-/// Whether the process at the other end is root's.
-pub(crate) fn peer_is_root(stream: &impl AsFd) -> bool {
-    getsockopt(stream, sockopt::PeerCredentials).is_ok_and(|peer| peer.uid() == 0)
+/// The user whose process is at the other end, when the kernel tells.
+pub(crate) fn peer(stream: &impl AsFd) -> Option<Uid> {
+    getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| Uid::from_raw(peer.uid()))
+}
+
+/// Whether a director of this process's user does what `peer` says.
+fn is_heard(peer: Option<Uid>) -> bool {
+    peer.is_some_and(|user| user.is_root() || user == geteuid())
 }
 
 /// A request as it travels.
@@ -215,7 +222,7 @@ impl Drop for Seat {
 fn accept(listener: &UnixListener, seats: &Arc<Seats>, director: &Arc<dyn Director>) {
     loop {
         match listener.accept() {
-            Ok((stream, _)) if peer_is_root(&stream) => {
+            Ok((stream, _)) if is_heard(peer(&stream)) => {
                 let Some(seat) = seats.take() else { return };
                 let director = director.clone();
                 let served = thread::Builder::new().name("uvs-peer".into()).spawn(move || {
@@ -226,7 +233,9 @@ fn accept(listener: &UnixListener, seats: &Arc<Seats>, director: &Arc<dyn Direct
                     tracing::warn!(%error, "no thread for a peer of the control socket");
                 }
             }
-            Ok(_) => tracing::warn!("a peer of the control socket is not root and was not heard"),
+            Ok(_) => tracing::warn!(
+                "a peer of the control socket is neither root nor this director's user and was not heard"
+            ),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => {
                 tracing::warn!(%error, "the control socket could not accept a peer");

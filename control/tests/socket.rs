@@ -196,6 +196,13 @@ fn as_nobody() {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         return;
     }
+    if let Some(path) = std::env::var_os("UVS_TEST_SERVE") {
+        let place = SocketPlace::Path(path.into());
+        let _server = serve(&place).unwrap();
+        println!("{}", if answers(&place) { "answers" } else { "does not answer" });
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        return;
+    }
     let mut peer = UnixStream::connect_addr(&address).unwrap();
     let _ = peer.write_all(&framed(br#"{"version":1,"request":"timeouts"}"#));
     let mut answer = Vec::new();
@@ -221,6 +228,25 @@ fn only_root_is_heard() {
         assert!(output.status.success() && said.contains("not heard"), "{said}");
         assert!(answers(&SocketPlace::Namespace));
     });
+}
+
+/// A director with capabilities instead of root is spoken to by its own user, not by another, be it root.
+#[test]
+fn a_directors_own_user_is_heard() {
+    let directory = Directory::new("own-user");
+    let place = directory.place();
+    let SocketPlace::Path(path) = &place else { unreachable!("a directory's place is a path") };
+    std::os::unix::fs::chown(path.parent().unwrap(), Some(65534), Some(65534)).unwrap();
+    let mut child =
+        nobody().env("UVS_TEST_SERVE", path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let heard = said.find(|line| line.as_ref().unwrap().contains("answer")).unwrap().unwrap();
+    let answer = Client::new(place.clone()).ask(&Request::Timeouts);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    drop(said);
+    assert!(heard.ends_with("answers"), "{heard}");
+    assert!(matches!(answer, Err(ClientError::Impostor(_))), "{answer:?}");
 }
 
 #[test]
