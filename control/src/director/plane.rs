@@ -39,6 +39,8 @@ pub(super) struct Plane {
     lingering: HashSet<Claim>,
     averages: Averages,
     generation: u64,
+    /// Services taken out of the snapshot that workers may still use.
+    leaving: Vec<Arc<Service>>,
 }
 
 /// A real server that is configured.
@@ -86,6 +88,7 @@ impl Plane {
             lingering: HashSet::new(),
             averages: Averages::default(),
             generation: 0,
+            leaving: Vec::new(),
         }
     }
 
@@ -173,6 +176,10 @@ impl Apply for Plane {
 
     fn add_service(&mut self, spec: &ServiceSpec) -> Result<(), Refusal> {
         let key = key(&spec.id).ok_or(Refusal::Invalid)?;
+        if self.leaving.iter().any(|service| service.key() == key) {
+            // Else the old one would take the new one's real servers with it.
+            self.settle()?;
+        }
         let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
         let service = Service::new(key, &spec.scheduler, scheduler, self.destinations.clone());
         service.set_flags(u32::from(spec.flags.0) << 3);
@@ -276,6 +283,7 @@ impl Apply for Plane {
 
     fn settle(&mut self) -> Result<(), Refusal> {
         if self.config.settle(self.generation, PATIENCE) {
+            self.leaving.drain(..).for_each(|service| service.retire(super::now()));
             return Ok(());
         }
         Err(Refusal::Failed(
@@ -312,18 +320,15 @@ impl Apply for Plane {
 }
 
 impl Plane {
-    /// Takes a service out of the snapshot and lets its real servers go.
+    /// Takes a service out of the snapshot. It lets its real servers go when no worker uses it.
     fn take_out(&mut self, key: ServiceKey) {
-        let mut gone = None;
+        let leaving = &mut self.leaving;
         self.generation = self.config.publish(|snapshot| {
             if let Ok((services, service)) = snapshot.services.without(&key) {
                 snapshot.services = services;
-                gone = Some(service);
+                leaving.push(service);
             }
         });
-        if let Some(service) = gone {
-            service.retire(super::now());
-        }
     }
 }
 

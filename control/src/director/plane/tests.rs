@@ -69,3 +69,25 @@ fn a_server_that_comes_and_goes_is_claimed_once() {
     assert!(plane.lingering.is_empty(), "it has no connections");
     assert_eq!(plane.steering.keys(), without);
 }
+
+#[test]
+fn a_service_lets_go_when_no_worker_uses_it() {
+    let (mut plane, _table) = plane();
+    let (spec, server) = (service(80), server(1));
+    let add = |plane: &mut Plane| {
+        plane.add_service(&spec).unwrap();
+        plane.add_server(&spec.id, &server).unwrap();
+        plane.members.values().next().unwrap()[&server.address].id
+    };
+    let first = add(&mut plane);
+    plane.delete_service(&spec.id);
+    assert!(plane.destinations.is_available(first), "a worker may have a packet for it");
+    plane.settle().unwrap();
+    assert!(!plane.destinations.is_available(first));
+    // Deleted and added again in one session.
+    add(&mut plane);
+    plane.delete_service(&spec.id);
+    let again = add(&mut plane);
+    plane.settle().unwrap();
+    assert!(plane.destinations.is_available(again), "the old service took the new one's server with it");
+}
