@@ -185,11 +185,15 @@ impl State {
         if let Some(vips) = &mut self.vips {
             vips.tick(now);
         }
-        for objection in self.reach.objections(&Host::of(&self.monitor, &self.held), now) {
-            tracing::warn!("{objection}");
-        }
         let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
-        Changes { addresses: events.iter().any(moved), next_hops: rerouted || resolved }
+        let rewired = |event: &Event| matches!(event, Event::LinkChanged(_) | Event::LinkGone { .. });
+        let addresses = events.iter().any(moved);
+        if addresses || events.iter().any(rewired) || self.reach.due().is_some_and(|due| now >= due) {
+            for objection in self.reach.objections(&Host::of(&self.monitor, &self.held), now) {
+                tracing::warn!("{objection}");
+            }
+        }
+        Changes { addresses, next_hops: rerouted || resolved }
     }
 }
 

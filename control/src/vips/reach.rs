@@ -6,7 +6,7 @@
 //! once.
 
 use crate::netlink::{HostAddress, Link, Monitor, masked};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -17,24 +17,45 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Host<'a> {
     links: Vec<&'a Link>,
-    addresses: Vec<&'a HostAddress>,
+    /// The devices that have each address.
+    addresses: HashMap<IpAddr, u32>,
+    /// One device for each connected subnet, by its network and prefix length: one held, if there is one.
+    subnets: HashMap<(IpAddr, u8), u32>,
+    /// The lengths there are, the longest first.
+    lengths: Vec<u8>,
     held: &'a [u32],
 }
 
 impl<'a> Host<'a> {
     /// As the monitor knows it; `held` are the indices of the director's devices, in their order.
     pub fn of(monitor: &'a Monitor, held: &'a [u32]) -> Self {
-        Host { links: monitor.links().collect(), addresses: monitor.addresses().collect(), held }
+        Self::with(monitor.links().collect(), monitor.addresses(), held)
+    }
+
+    fn with(links: Vec<&'a Link>, all: impl Iterator<Item = &'a HostAddress>, held: &'a [u32]) -> Self {
+        let (mut addresses, mut subnets) = (HashMap::new(), HashMap::new());
+        for HostAddress { ifindex, address, prefix_len } in all {
+            addresses.entry(*address).or_insert(*ifindex);
+            let whole = if address.is_ipv4() { 32 } else { 128 };
+            if *prefix_len < whole {
+                let device = subnets.entry((masked(*address, *prefix_len), *prefix_len)).or_insert(*ifindex);
+                if held.contains(ifindex) {
+                    *device = *ifindex;
+                }
+            }
+        }
+        let lengths: BTreeSet<u8> = subnets.keys().map(|(_, length)| *length).collect();
+        Host { links, addresses, subnets, lengths: lengths.into_iter().rev().collect(), held }
     }
 
     /// The device that has `address`.
     pub(super) fn device_with(&self, address: IpAddr) -> Option<u32> {
-        self.addresses.iter().find(|host| host.address == address).map(|host| host.ifindex)
+        self.addresses.get(&address).copied()
     }
 
     /// The device held whose subnet `address` belongs to.
     pub(super) fn subnet_of(&self, address: IpAddr) -> Option<u32> {
-        self.subnet(address).map(|host| host.ifindex).filter(|ifindex| self.held.contains(ifindex))
+        self.subnet(address).map(|subnet| subnet.ifindex).filter(|ifindex| self.held.contains(ifindex))
     }
 
     /// The first device held that is there.
@@ -42,15 +63,15 @@ impl<'a> Host<'a> {
         self.held.iter().copied().find(|ifindex| self.links.iter().any(|link| link.ifindex == *ifindex))
     }
 
-    /// The narrowest connected subnet that `address` belongs to; of several equal ones, one held.
-    fn subnet(&self, address: IpAddr) -> Option<&HostAddress> {
+    /// The narrowest connected subnet that `address` belongs to, by its network's address; of several devices in it, one
+    /// held.
+    fn subnet(&self, address: IpAddr) -> Option<HostAddress> {
         let whole = if address.is_ipv4() { 32 } else { 128 };
-        let connected = self.addresses.iter().filter(|host| {
-            host.address.is_ipv4() == address.is_ipv4()
-                && host.prefix_len < whole
-                && masked(host.address, host.prefix_len) == masked(address, host.prefix_len)
-        });
-        connected.copied().max_by_key(|host| (host.prefix_len, self.held.contains(&host.ifindex)))
+        self.lengths.iter().filter(|length| **length < whole).find_map(|length| {
+            let network = masked(address, *length);
+            let ifindex = *self.subnets.get(&(network, *length))?;
+            Some(HostAddress { ifindex, address: network, prefix_len: *length })
+        })
     }
 
     /// Why nothing for `vip` will come to the devices held, as one sentence that says what to do; `None` when it may.
@@ -65,7 +86,7 @@ impl<'a> Host<'a> {
             return (!ours).then_some(alone);
         };
         let name = self.name(subnet.ifindex);
-        let network = format!("{}/{}", masked(subnet.address, subnet.prefix_len), subnet.prefix_len);
+        let network = format!("{}/{}", subnet.address, subnet.prefix_len);
         if !self.held.contains(&subnet.ifindex) {
             return Some(format!(
                 "{vip} is on the subnet {network} of device {name}, which this director does not hold: traffic for \
@@ -88,7 +109,8 @@ impl<'a> Host<'a> {
 #[derive(Debug)]
 struct Watch {
     services: usize,
-    since: Instant,
+    /// Since when something is to be said of it; `None` while it is in order.
+    since: Option<Instant>,
     told: bool,
 }
 
@@ -96,12 +118,17 @@ struct Watch {
 #[derive(Debug, Default)]
 pub struct Reach {
     vips: BTreeMap<IpAddr, Watch>,
+    due: Option<Instant>,
 }
 
 impl Reach {
     /// A service has the address `vip`.
     pub fn watch(&mut self, vip: IpAddr, now: Instant) {
-        self.vips.entry(vip).or_insert(Watch { services: 0, since: now, told: false }).services += 1;
+        let new = || {
+            self.due.get_or_insert(now + GRACE);
+            Watch { services: 0, since: Some(now), told: false }
+        };
+        self.vips.entry(vip).or_insert_with(new).services += 1;
     }
 
     /// A service with the address `vip` is gone.
@@ -116,20 +143,27 @@ impl Reach {
 
     /// When [`Reach::objections`] may have something new to say of addresses that do not change.
     pub fn due(&self) -> Option<Instant> {
-        self.vips.values().filter(|watch| !watch.told).map(|watch| watch.since + GRACE).min()
+        self.due
     }
 
-    /// What is to be said now, one sentence an address, each once until it was in order again.
+    /// What is to be said now, one sentence an address, each once until it was in order again. To be called when the host's
+    /// links or addresses changed, and when it is [due](Reach::due): it looks at every address, which takes its time.
     pub fn objections(&mut self, host: &Host<'_>, now: Instant) -> Vec<String> {
         let mut sentences = Vec::new();
+        self.due = None;
         for (vip, watch) in &mut self.vips {
             match host.objection(*vip) {
-                None => *watch = Watch { since: now, told: false, ..*watch },
-                Some(sentence) if !watch.told && now >= watch.since + GRACE => {
-                    watch.told = true;
-                    sentences.push(sentence);
+                None => *watch = Watch { since: None, told: false, ..*watch },
+                Some(_) if watch.told => {}
+                Some(sentence) => {
+                    let due = *watch.since.get_or_insert(now) + GRACE;
+                    if now >= due {
+                        watch.told = true;
+                        sentences.push(sentence);
+                    } else {
+                        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+                    }
                 }
-                Some(_) => {}
             }
         }
         sentences
@@ -169,7 +203,7 @@ mod tests {
             address(3, "10.0.1.1/24"),
         ];
         addresses.extend(more.map(|(ifindex, text)| address(ifindex, text)));
-        look(Host { links: links.iter().collect(), addresses: addresses.iter().collect(), held: &[2] })
+        look(Host::with(links.iter().collect(), addresses.iter(), &[2]))
     }
 
     #[test]
@@ -217,10 +251,12 @@ mod tests {
         };
         let there = Some((1, "10.0.0.80/32"));
         assert_eq!(say(&mut reach, None, 1), 0, "not at once");
+        assert_eq!(reach.due(), Some(start + GRACE), "no look is due before");
         assert_eq!(say(&mut reach, None, 5), 1);
         assert_eq!(reach.due(), None);
         assert_eq!(say(&mut reach, None, 60), 0, "not again");
         assert_eq!(say(&mut reach, there, 70), 0, "in order");
+        assert_eq!(reach.due(), None, "nothing is due while nothing changes");
         assert_eq!(say(&mut reach, None, 71), 0, "not at once");
         assert_eq!(say(&mut reach, None, 80), 1, "lost again");
         reach.unwatch(vip);
