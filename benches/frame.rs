@@ -222,7 +222,7 @@ impl Director {
         let key =
             ServiceKey { address: case.service().ip(), port: case.service().port(), protocol: case.protocol };
         let scheduler = uvs_schedulers::by_name("rr").expect("round robin is built in");
-        let service = Service::new(key, "rr", scheduler, destinations.clone());
+        let service = Service::new(key, "rr", scheduler, destinations.clone()).expect("room for a service");
         for number in 1..=SERVERS {
             let address = case.server(number);
             let config = DestinationConfig::new(address, case.method);

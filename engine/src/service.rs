@@ -222,12 +222,15 @@ struct Member {
 
 impl Service {
     /// A service without real servers. `name` is what listings call its scheduler.
+    ///
+    /// # Errors
+    /// When there are as many services as there may be.
     pub fn new(
         key: ServiceKey,
         name: &str,
         scheduler: Box<dyn Scheduler>,
         destinations: Arc<Destinations>,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, ServiceError> {
         let core = Core {
             scheduler: name.to_owned(),
             balancer: Balancer::new(scheduler),
@@ -236,7 +239,8 @@ impl Service {
             departed: Traffic::default(),
             base: Traffic::default(),
         };
-        Arc::new(Service { key, id: destinations.enter_service(key), destinations, core: Mutex::new(core) })
+        let id = destinations.enter_service(key).ok_or(ServiceError::TooManyServices)?;
+        Ok(Arc::new(Service { key, id, destinations, core: Mutex::new(core) }))
     }
 
     /// The service's name.

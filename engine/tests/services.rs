@@ -24,24 +24,32 @@ fn commands_are_refused_as_the_kernel_does() {
     let new = DestinationConfig { address: plan.second, ..there };
     let at_ip = |ip: &str| DestinationConfig { address: at(ip), ..there };
     let table = [
-        ("twice", tcp.add(&there).map(drop), libc::EEXIST),
-        ("not there", tcp.edit(&new), libc::ENOENT),
-        ("not there", tcp.delete(new.address, director.now), libc::ENOENT),
-        ("weight", tcp.add(&DestinationConfig { weight: 1 << 31, ..new }).map(drop), libc::ERANGE),
+        ("twice", tcp.add(&there).map(drop), ServiceError::DestinationExists(there.address)),
+        ("not there", tcp.edit(&new), ServiceError::NoSuchDestination(new.address)),
+        ("not there", tcp.delete(new.address, director.now), ServiceError::NoSuchDestination(new.address)),
+        (
+            "weight",
+            tcp.add(&DestinationConfig { weight: 1 << 31, ..new }).map(drop),
+            ServiceError::WeightOutOfRange(1 << 31),
+        ),
         (
             "thresholds",
             tcp.add(&DestinationConfig { upper_threshold: 4, lower_threshold: 5, ..new }).map(drop),
-            libc::ERANGE,
+            ServiceError::ThresholdsOutOfRange { upper: 4, lower: 5 },
         ),
-        ("multicast", tcp.add(&at_ip("224.0.0.1:80")).map(drop), libc::EINVAL),
+        (
+            "multicast",
+            tcp.add(&at_ip("224.0.0.1:80")).map(drop),
+            ServiceError::NotUnicast(at("224.0.0.1:80")),
+        ),
         (
             "the other IP version",
             tcp.add(&DestinationConfig { address: plan6.server, ..there }).map(drop),
-            libc::EINVAL,
+            ServiceError::FamilyMismatch(plan6.server),
         ),
     ];
-    for (what, result, errno) in table {
-        assert_eq!(result.map_err(|error| error.errno()), Err(errno), "{what}");
+    for (what, result, error) in table {
+        assert_eq!(result, Err(error), "{what}");
     }
     assert!(matches!(director.snapshot.services.with(tcp.clone()), Err(ServiceError::ServiceExists(_))));
     let (without, gone) = director.snapshot.services.without(&tcp.key()).unwrap();
@@ -227,7 +235,8 @@ fn a_deleted_service_takes_nothing_more() {
     assert!(director.snapshot.services.find(&udp_key).is_some());
     // The same service again: its real server comes back with the connection it had.
     let scheduler = uvs_schedulers::by_name("wlc").unwrap();
-    let again = uvs_engine::service::Service::new(tcp_key, "wlc", scheduler, director.destinations.clone());
+    let again =
+        uvs_engine::service::Service::new(tcp_key, "wlc", scheduler, director.destinations.clone()).unwrap();
     again.add(&destination(plan.server, Method::Nat, &plan)).unwrap();
     director.snapshot.services = director.snapshot.services.with(again.clone()).unwrap();
     assert_eq!(director.run(CLIENTS, &client(&plan, 1, ACK).bytes()).0, Verdict::Transmit(SERVERS));

@@ -181,7 +181,8 @@ impl Apply for Plane {
             self.settle()?;
         }
         let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
-        let service = Service::new(key, &spec.scheduler, scheduler, self.destinations.clone());
+        let service =
+            Service::new(key, &spec.scheduler, scheduler, self.destinations.clone()).map_err(refusal)?;
         service.set_flags(u32::from(spec.flags.0) << 3);
         let mut added = Ok(());
         self.generation = self.config.publish(|snapshot| match snapshot.services.with(service) {
@@ -368,7 +369,9 @@ fn refusal(error: ServiceError) -> Refusal {
         ServiceError::NoSuchDestination(_) => Refusal::NoSuchServer,
         ServiceError::WeightOutOfRange(_) | ServiceError::ThresholdsOutOfRange { .. } => Refusal::OutOfRange,
         ServiceError::NotUnicast(_) | ServiceError::FamilyMismatch(_) => Refusal::Invalid,
-        other @ ServiceError::TooManyDestinations => Refusal::Failed(other.to_string()),
+        other @ (ServiceError::TooManyServices | ServiceError::TooManyDestinations) => {
+            Refusal::Failed(other.to_string())
+        }
     }
 }
 

@@ -18,6 +18,9 @@ use uvs_conntrack::{DestinationId, SharedTable, Tick};
 /// How long a removed destination without connections is remembered, in seconds (IPVS: 120).
 const TRASH_SECONDS: u32 = 120;
 
+/// Services there may be at least; more with more destinations.
+const SERVICES: usize = 1 << 20;
+
 /// A service's place in [`Destinations`]: where changes of its destinations' load are noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ServiceId(u32);
@@ -130,7 +133,7 @@ impl Destinations {
         Arc::new(Destinations {
             available: (0..capacity).map(|_| AtomicBool::new(false)).collect(),
             runtimes: Chunked::new(capacity),
-            noted: Chunked::new(capacity.max(1 << 20)),
+            noted: Chunked::new(capacity.max(SERVICES)),
             counters,
             table,
             registry: Mutex::default(),
@@ -219,12 +222,16 @@ impl Destinations {
         }
     }
 
-    /// A place for a service that begins. The same one as before while destinations of it are in the trash.
-    pub(super) fn enter_service(&self, key: ServiceKey) -> ServiceId {
+    /// A place for a service that begins. The same one as before while destinations of it are in the trash. `None` when all
+    /// are taken.
+    pub(super) fn enter_service(&self, key: ServiceKey) -> Option<ServiceId> {
         let mut registry = self.registry();
         let id = registry.hold(key);
-        self.noted.make(id.0 as usize);
-        id
+        if self.noted.make(id.0 as usize).is_none() {
+            registry.release(key);
+            return None;
+        }
+        Some(id)
     }
 
     /// The service is gone; its destinations were removed before.
@@ -321,5 +328,27 @@ impl Registry {
             self.free.push(holder.id);
             self.services.remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uvs_conntrack::Limits;
+
+    #[test]
+    fn a_service_beyond_the_last_place_is_refused_until_one_is_free() {
+        let table = SharedTable::create(Limits { connections4: 64, connections6: 64, ..Limits::default() });
+        let destinations = Destinations::new(table.expect("a small table"), Counters::new(1));
+        let mut destinations = Arc::into_inner(destinations).expect("nobody else has it");
+        destinations.noted = Chunked::new(256);
+        let key = |port| ServiceKey { address: [192, 0, 2, 1].into(), port, protocol: 6 };
+        for port in 0..256 {
+            assert!(destinations.enter_service(key(port)).is_some(), "{port}");
+        }
+        assert_eq!(destinations.enter_service(key(256)), None);
+        assert_eq!(destinations.enter_service(key(256)), None, "nothing was kept of it");
+        destinations.leave_service(key(7));
+        assert!(destinations.enter_service(key(256)).is_some());
     }
 }

@@ -3,8 +3,7 @@
 use crate::service::ServiceKey;
 use std::net::SocketAddr;
 
-/// What is wrong with a command on services or real servers. The kernel's error number, which decides what `ipvsadm`
-/// prints, is [`ServiceError::errno`].
+/// What is wrong with a command on services or real servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceError {
     /// There is a service with this address, port and protocol.
@@ -38,21 +37,10 @@ pub enum ServiceError {
         "the real server {0} is of the other IP version than its service, which this forwarding method cannot bridge"
     )]
     FamilyMismatch(SocketAddr),
+    /// Every place for a service is taken.
+    #[error("no room for another virtual service: delete one first")]
+    TooManyServices,
     /// The table of destinations, or the service's list, is full.
     #[error("no room for another real server: raise the limit of destinations")]
     TooManyDestinations,
-}
-
-impl ServiceError {
-    /// The error number that IPVS gives for this.
-    pub fn errno(&self) -> i32 {
-        match self {
-            ServiceError::ServiceExists(_) | ServiceError::DestinationExists(_) => libc::EEXIST,
-            ServiceError::NoSuchService(_) => libc::ESRCH,
-            ServiceError::NoSuchDestination(_) => libc::ENOENT,
-            ServiceError::WeightOutOfRange(_) | ServiceError::ThresholdsOutOfRange { .. } => libc::ERANGE,
-            ServiceError::NotUnicast(_) | ServiceError::FamilyMismatch(_) => libc::EINVAL,
-            ServiceError::TooManyDestinations => libc::ENOMEM,
-        }
-    }
 }

@@ -306,7 +306,7 @@ impl Director {
         [TCP, UDP].map(|protocol| {
             let key = ServiceKey { address: address.ip(), port: address.port(), protocol };
             let scheduler = uvs_schedulers::by_name("rr").unwrap();
-            let service = Service::new(key, "rr", scheduler, self.destinations.clone());
+            let service = Service::new(key, "rr", scheduler, self.destinations.clone()).unwrap();
             self.snapshot.services = self.snapshot.services.with(service.clone()).unwrap();
             service
         })
