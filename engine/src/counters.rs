@@ -111,7 +111,8 @@ impl Cell {
 
 macro_rules! events {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// What a worker counts besides traffic and drops.
+        /// What a pipeline counts besides traffic and drops. Frames are counted where they pass, by
+        /// [`crate::worker::Tally`]; connections by the connection table.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Event { $($(#[doc = $doc])+ $variant,)+ }
 
@@ -128,14 +129,8 @@ macro_rules! events {
 }
 
 events! {
-    /// A frame came into the pipeline.
-    Received = "received",
-    /// A frame was to be sent.
-    Transmitted = "transmitted",
     /// A frame was given back to the host's own stack.
     ToKernel = "to_kernel",
-    /// A frame had to wait for its next hop's link-layer address.
-    Held = "held",
     /// An ICMP error took a dropped packet's place.
     IcmpSent = "icmp_sent",
     /// An ICMP error was not sent because too many were.
@@ -144,8 +139,6 @@ events! {
     ChecksumCompleted = "checksum_completed",
     /// A connection was replaced because its client opened a new one from the same port.
     ConnectionReused = "connection_reused",
-    /// A connection ended by its timeout.
-    ConnectionExpired = "connection_expired",
 }
 
 /// One worker's counters.

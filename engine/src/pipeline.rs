@@ -103,7 +103,6 @@ impl Pipeline {
                 staged.candidate = self.tracker.candidate(staged.hash);
             }
         }
-        let mut transmitted = 0;
         for (at, ((packet, verdict), staged)) in
             packets.iter_mut().zip(verdicts).zip(self.stage.iter()).enumerate()
         {
@@ -111,22 +110,20 @@ impl Pipeline {
                 *verdict = self.tracker.judge(view, packet, &staged.parsed, staged.candidate);
             }
             match *verdict {
-                Verdict::Transmit(_) => transmitted += 1,
+                Verdict::Transmit(_) => {}
                 other => self.count(other),
             }
         }
-        self.tracker.counters.count(Event::Received, packets.len() as u64);
-        self.tracker.counters.count(Event::Transmitted, transmitted);
     }
 
     #[cold]
     fn count(&self, verdict: Verdict) {
         let counters = &self.tracker.counters;
         match verdict {
-            Verdict::Transmit(_) => counters.count(Event::Transmitted, 1),
             Verdict::ToKernel => counters.count(Event::ToKernel, 1),
-            Verdict::Hold(_) => counters.count(Event::Held, 1),
             Verdict::Drop(reason) => counters.dropped(reason),
+            // Whoever carries these out counts them.
+            Verdict::Transmit(_) | Verdict::Hold(_) => {}
         }
     }
 

@@ -198,10 +198,9 @@ impl Tracker {
 
     /// Ends connections whose timeout has passed, looking at up to `budget` entries.
     pub(super) fn sweep(&mut self, now: Tick, budget: usize) {
-        let Tracker { handle, destinations, counters, .. } = self;
+        let Tracker { handle, destinations, .. } = self;
         handle.sweep(now, budget, |connection| {
             destinations.ended(connection.destination(), connection.is_active());
-            counters.count(Event::ConnectionExpired, 1);
         });
     }
 }
