@@ -78,16 +78,26 @@ pub enum ProgramKind {
 pub const TAKES_FRAGMENTS: u32 = 1 << 5;
 
 /// One `bpf(2)` call. `attribute` is read, and for some commands written, by the kernel.
-fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<RawFd> {
-    // SAFETY: every `T` of this file is `repr(C)`, a prefix of the kernel's `union bpf_attr` for its command, without
-    // padding; the kernel reads at most the length given, and the pointers inside are to live memory of its callers.
+///
+/// # Safety
+/// `T` is `repr(C)` without padding, a prefix of the kernel's `union bpf_attr` for `command`; each pointer in it is null or to live
+/// memory of the length that the kernel takes it to have, which nobody else uses where the command writes there.
+unsafe fn bpf<T>(command: libc::c_int, attribute: &mut T) -> io::Result<RawFd> {
+    // SAFETY: the kernel reads and writes no more of `attribute` than its length; the rest is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attribute, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(RawFd::try_from(result).unwrap_or(0)) }
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(result).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// As [`bpf`], for the commands that return a new file descriptor.
-fn bpf_fd<T>(command: libc::c_int, attribute: &mut T) -> io::Result<OwnedFd> {
-    let fd = bpf(command, attribute)?;
+///
+/// # Safety
+/// As of [`bpf`]; and `command` is one of those.
+unsafe fn bpf_fd<T>(command: libc::c_int, attribute: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: promised by the caller.
+    let fd = unsafe { bpf(command, attribute) }?;
     // SAFETY: the command succeeded and made this descriptor for us; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -159,7 +169,8 @@ impl<K: Plain, V: Plain> Map<K, V> {
             node: 0,
             name: name(text),
         };
-        let fd = bpf_fd(command::MAP_CREATE, &mut create)
+        // SAFETY: the structure is the kernel's for this command, and has no pointers.
+        let fd = unsafe { bpf_fd(command::MAP_CREATE, &mut create) }
             .map_err(|source| SteerError::from_bpf("make a BPF map", source))?;
         Ok(Map { fd, entry: PhantomData })
     }
@@ -167,20 +178,23 @@ impl<K: Plain, V: Plain> Map<K, V> {
     /// Sets `key` to `value`.
     pub fn insert(&self, key: &K, value: &V) -> io::Result<()> {
         let mut element = self.element(key, (&raw const *value).expose_provenance());
-        bpf(command::MAP_UPDATE, &mut element).map(drop)
+        // SAFETY: key and value are live and of the sizes the map was made with.
+        unsafe { bpf(command::MAP_UPDATE, &mut element) }.map(drop)
     }
 
     /// Takes `key` out; an error of [`io::ErrorKind::NotFound`] when it is not in.
     pub fn remove(&self, key: &K) -> io::Result<()> {
         let mut element = self.element(key, 0);
-        bpf(command::MAP_DELETE, &mut element).map(drop)
+        // SAFETY: the key is live and of the size the map was made with; there is no value.
+        unsafe { bpf(command::MAP_DELETE, &mut element) }.map(drop)
     }
 
     /// The value of `key`, if it is in.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::ZERO;
         let mut element = self.element(key, (&raw mut value).expose_provenance());
-        match bpf(command::MAP_LOOKUP, &mut element) {
+        // SAFETY: key and value are live and of the sizes the map was made with; the value is ours alone to be written.
+        match unsafe { bpf(command::MAP_LOOKUP, &mut element) } {
             Ok(_) => Ok(Some(value)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -217,7 +231,8 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 element_flags: 0,
                 flags: 0,
             };
-            bpf(command::MAP_UPDATE_BATCH, &mut batch)?;
+            // SAFETY: as many live keys and values as `batch` says, of the sizes the map was made with.
+            unsafe { bpf(command::MAP_UPDATE_BATCH, &mut batch) }?;
             (keys, values) = (rest, other_values);
         }
         Ok(())
@@ -283,7 +298,8 @@ impl Program {
             flags,
             name: name(text),
         };
-        let refused = match bpf_fd(command::PROGRAM_LOAD, &mut load) {
+        // SAFETY: the instructions and the licence are live, and there is no log.
+        let refused = match unsafe { bpf_fd(command::PROGRAM_LOAD, &mut load) } {
             Ok(fd) => return Ok(Program { fd }),
             Err(error)
                 if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::E2BIG)) =>
@@ -296,7 +312,8 @@ impl Program {
         load.log_level = 1;
         load.log_size = length_of(&log);
         load.log = log.as_mut_ptr().expose_provenance() as u64;
-        if let Ok(fd) = bpf_fd(command::PROGRAM_LOAD, &mut load) {
+        // SAFETY: as above, and the log is as long as it is said to be, and ours alone.
+        if let Ok(fd) = unsafe { bpf_fd(command::PROGRAM_LOAD, &mut load) } {
             return Ok(Program { fd });
         }
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
@@ -328,7 +345,8 @@ impl Program {
             repeat: 1,
             duration: 0,
         };
-        bpf(command::PROGRAM_TEST_RUN, &mut run)?;
+        // SAFETY: the frame is live and as long as it is said to be; nothing is written but `run`.
+        unsafe { bpf(command::PROGRAM_TEST_RUN, &mut run) }?;
         Ok(run.result)
     }
 
@@ -369,7 +387,8 @@ impl Program {
             maps_at: ids.as_mut_ptr().expose_provenance() as u64,
             name: [0; 16],
         };
-        object_info(&self.fd, &mut info)?;
+        // SAFETY: the structure begins the kernel's for programs; it has one pointer, to as many ids as it says.
+        unsafe { object_info(&self.fd, &mut info) }?;
         let count = usize::try_from(info.maps).unwrap_or(0).min(ids.len());
         Ok(ids[..count].to_vec())
     }
@@ -395,7 +414,8 @@ pub(super) fn map_by_id<K: Plain, V: Plain>(id: u32) -> io::Result<Option<(Map<K
     }
     let fd = by_id(command::MAP_BY_ID, id)?;
     let mut info = MapInfo { kind: 0, id: 0, key: 0, value: 0, entries: 0, flags: 0, name: [0; 16] };
-    object_info(&fd, &mut info)?;
+    // SAFETY: the structure begins the kernel's for maps, and has no pointers.
+    unsafe { object_info(&fd, &mut info) }?;
     if (info.key, info.value) != (size::<K>(), size::<V>()) {
         return Ok(None);
     }
@@ -415,9 +435,11 @@ pub(super) fn attach_xdp(program: &Program, ifindex: u32, flags: u32) -> io::Res
     }
     const XDP: u32 = 37;
     let mut link = Link { program: number(&program.fd), ifindex, kind: XDP, flags };
-    bpf_fd(command::LINK_CREATE, &mut link)
+    // SAFETY: the structure is the kernel's for this command, and has no pointers.
+    unsafe { bpf_fd(command::LINK_CREATE, &mut link) }
 }
 
+/// A new descriptor of the object of this id; `command` is one of the `…_BY_ID`.
 fn by_id(command: libc::c_int, id: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct ById {
@@ -425,10 +447,16 @@ fn by_id(command: libc::c_int, id: u32) -> io::Result<OwnedFd> {
         next: u32,
         flags: u32,
     }
-    bpf_fd(command, &mut ById { id, next: 0, flags: 0 })
+    // SAFETY: the structure is the kernel's for these commands, and has no pointers.
+    unsafe { bpf_fd(command, &mut ById { id, next: 0, flags: 0 }) }
 }
 
-fn object_info<T>(object: &OwnedFd, info: &mut T) -> io::Result<()> {
+/// What the kernel says of an object.
+///
+/// # Safety
+/// `T` is `repr(C)`, a prefix of the kernel's structure for this kind of object, and each pointer in it is to live memory of the
+/// length it says, which nobody else uses.
+unsafe fn object_info<T>(object: &OwnedFd, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct Info {
         object: u32,
@@ -436,7 +464,9 @@ fn object_info<T>(object: &OwnedFd, info: &mut T) -> io::Result<()> {
         info: u64,
     }
     let at = (&raw mut *info).expose_provenance() as u64;
-    bpf(command::OBJECT_INFO, &mut Info { object: number(object), length: size::<T>(), info: at }).map(drop)
+    let mut request = Info { object: number(object), length: size::<T>(), info: at };
+    // SAFETY: the pointer is to `info`, which is live, as long as it is said to be, and ours alone; the rest is the caller's promise.
+    unsafe { bpf(command::OBJECT_INFO, &mut request) }.map(drop)
 }
 
 /// The end of the verifier's log, which says what it refused.

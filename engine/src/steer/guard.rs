@@ -13,6 +13,7 @@ use super::bpf::{self, Map, MapKind, Program, ProgramKind};
 use super::error::SteerError;
 use super::netlink::{self, CREATE, EXCLUSIVE, REPLACE, Request, Route};
 use super::{Steering, program};
+use nix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
@@ -328,10 +329,8 @@ fn remaining(program: u32) -> Option<Duration> {
 
 /// What `bpf_ktime_get_ns` returns now: CLOCK_MONOTONIC in nanoseconds.
 fn monotonic_now() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes one timespec, which is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
