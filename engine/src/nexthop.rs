@@ -239,6 +239,9 @@ impl Routes {
 
     /// With a place in `hops` for `neighbour`, whose link-layer address is `mac`. When it had one already, that is
     /// updated in place and these routes need not be published ([`Routes::hop_of`] tells).
+    ///
+    /// # Errors
+    /// When every place in `hops` is taken.
     pub fn with_neighbour(&self, hops: &NextHops, neighbour: Neighbour, mac: Mac) -> Result<Self, HopsFull> {
         let mut next = self.clone();
         let id = match self.hop_of(&neighbour) {

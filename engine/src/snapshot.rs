@@ -80,7 +80,10 @@ const ASLEEP: u64 = u64::MAX;
 pub struct Config {
     current: ArcSwap<Snapshot>,
     generation: CachePadded<AtomicU64>,
-    writer: Mutex<Vec<Arc<CachePadded<AtomicU64>>>>,
+    /// What each worker works from.
+    followers: Mutex<Vec<Arc<CachePadded<AtomicU64>>>>,
+    /// Held while a change is made.
+    publication: Mutex<()>,
 }
 
 impl Config {
@@ -89,7 +92,8 @@ impl Config {
         Arc::new(Config {
             generation: CachePadded::new(AtomicU64::new(snapshot.generation)),
             current: ArcSwap::from_pointee(snapshot),
-            writer: Mutex::default(),
+            followers: Mutex::default(),
+            publication: Mutex::default(),
         })
     }
 
@@ -101,7 +105,7 @@ impl Config {
     /// Replaces the snapshot by what `change` makes of a copy of it. Changes are made one at a time. Returns the new
     /// generation, for [`Config::settle`].
     pub fn publish(&self, change: impl FnOnce(&mut Snapshot)) -> u64 {
-        let _one_at_a_time = self.followers();
+        let _one_at_a_time = self.publication.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&self.current.load());
         change(&mut next);
         next.generation += 1;
@@ -144,7 +148,7 @@ impl Config {
     }
 
     fn followers(&self) -> MutexGuard<'_, Vec<Arc<CachePadded<AtomicU64>>>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
