@@ -213,6 +213,7 @@ impl Director {
                 mac: *mac,
                 mtu: 1500,
                 up: true,
+                addresses: [None; 2],
             })
             .collect();
         let network = case.server(0).ip();

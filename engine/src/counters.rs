@@ -133,6 +133,8 @@ events! {
     ToKernel = "to_kernel",
     /// An ICMP error took a dropped packet's place.
     IcmpSent = "icmp_sent",
+    /// An ICMP error of somebody else about a connection's packet went on to that packet's sender.
+    IcmpRelayed = "icmp_relayed",
     /// An ICMP error was not sent because too many were.
     IcmpLimited = "icmp_limited",
     /// A frame came with an unfinished transport checksum, which was completed.

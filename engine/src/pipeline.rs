@@ -5,6 +5,7 @@
 //! prefetches what the next one reads: the bucket, then the connection.
 
 mod egress;
+mod errors;
 mod fragments;
 mod parse;
 mod schedule;

@@ -4,10 +4,12 @@
 //! part behind an `Arc`), so one command costs O(log n). [`Config::publish`] swaps the pointer; [`Config::settle`] returns
 //! when every worker works from it, which is when a command may say that it is done.
 
+use crate::batch::PortId;
 use crate::nexthop::{NextHops, Routes};
 use crate::service::Services;
 use arc_swap::ArcSwap;
 use crossbeam_utils::CachePadded;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +28,8 @@ pub struct Port {
     pub mtu: u32,
     /// Whether the device is there and up.
     pub up: bool,
+    /// This host's addresses on it that it reports errors from: one of IPv4, one of IPv6.
+    pub addresses: [Option<IpAddr>; 2],
 }
 
 /// What becomes of a client's packets when the real server of their connection was removed from its service.
@@ -69,6 +73,14 @@ impl Snapshot {
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
         }
+    }
+
+    /// The address of this host that tells the sender of a packet that came in by `port` of an error, in the family of
+    /// `like`: one of that device if it has any, else one of another device.
+    pub(crate) fn own_address(&self, port: PortId, like: IpAddr) -> Option<IpAddr> {
+        let family = usize::from(like.is_ipv6());
+        let here = self.ports.get(usize::from(port.0));
+        here.into_iter().chain(self.ports.iter()).find_map(|port| port.addresses[family])
     }
 }
 

@@ -55,7 +55,7 @@ reasons! {
     Truncated = "truncated",
     /// A header contradicts itself (version, header length, total length, data offset).
     Malformed = "malformed",
-    /// The checksum of the IPv4 header is wrong.
+    /// The checksum of the IPv4 header, or of an ICMP error, is wrong.
     BadChecksum = "bad_checksum",
     /// The link-layer address is another host's.
     OtherHost = "other_host",

@@ -141,6 +141,13 @@ impl Rtnl {
         })
     }
 
+    /// Sets the MTU of `device`, in bytes.
+    pub fn set_mtu(&mut self, device: &str, mtu: u32) -> Result<()> {
+        self.set(device, &format!("set the MTU of {device} to {mtu}"), |link| {
+            link.attributes.push(LinkAttribute::Mtu(mtu));
+        })
+    }
+
     fn set(&mut self, device: &str, what: &str, edit: impl FnOnce(&mut LinkMessage)) -> Result<()> {
         let mut link = LinkMessage::default();
         link.header.index = self.index(device)?;

@@ -6,6 +6,8 @@
 //!                             eth2 ── rs2                     switch (bridge)
 //!                                                    director ┘            └── rs2
 //! ```
+//!
+//! With two arms there may be a router between client and director: client ── eth0 router eth1 ── eth0 director.
 
 use crate::{Namespace, Prefix, Result, Veth, has_ipv6};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,6 +27,8 @@ pub enum Arms {
 pub struct Plan {
     /// How the director is wired.
     pub arms: Arms,
+    /// Whether a router stands between client and director (with two arms).
+    pub router: bool,
     /// How many real servers there are: rs1, rs2, …
     pub servers: usize,
     /// Queues of the pair between client and director.
@@ -39,7 +43,15 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { arms: Arms::Two, servers: 2, client_queues: 1, server_queues: 1, mtu: 1500, names: None }
+        Plan {
+            arms: Arms::Two,
+            router: false,
+            servers: 2,
+            client_queues: 1,
+            server_queues: 1,
+            mtu: 1500,
+            names: None,
+        }
     }
 }
 
@@ -50,6 +62,8 @@ pub struct Topology {
     pub client: Namespace,
     /// Where the director runs. Its devices are eth0 (client side) and, with two arms, eth1, eth2, … (one per server).
     pub director: Namespace,
+    /// The router, if there is one. Its devices are eth0 (client side) and eth1.
+    pub router: Option<Namespace>,
     /// The real servers. Each one's device is eth0.
     pub servers: Vec<Namespace>,
     switch: Option<Namespace>,
@@ -69,11 +83,12 @@ impl Topology {
         let topology = Topology {
             client: namespace("client")?,
             director: namespace("director")?,
+            router: (plan.router && plan.arms == Arms::Two).then(|| namespace("router")).transpose()?,
             servers: (1..=plan.servers).map(|n| namespace(&format!("rs{n}"))).collect::<Result<_>>()?,
             switch: (plan.arms == Arms::One).then(|| namespace("switch")).transpose()?,
             arms: plan.arms,
         };
-        topology.prepare_director()?;
+        forward(&topology.director)?;
         match &topology.switch {
             None => topology.wire_two_arms(plan)?,
             Some(switch) => topology.wire_one_arm(switch, plan)?,
@@ -84,6 +99,9 @@ impl Topology {
 
     /// The client's address.
     pub fn client_address(&self, like: IpAddr) -> IpAddr {
+        if self.router.is_some() {
+            return beyond_router(like, 200, 0x200);
+        }
         of_family(like, Ipv4Addr::new(203, 0, 113, 200), v6(0x113, 0x200))
     }
 
@@ -131,30 +149,35 @@ impl Topology {
     pub fn keep(self) {
         self.client.keep();
         self.director.keep();
+        self.router.into_iter().for_each(Namespace::keep);
         self.servers.into_iter().for_each(Namespace::keep);
         self.switch.into_iter().for_each(Namespace::keep);
     }
 
-    /// What every director and gateway sets: it forwards, and accepts that packets come and go by different devices.
-    fn prepare_director(&self) -> Result<()> {
-        let director = &self.director;
-        director.sysctl("net/ipv4/ip_forward", "1")?;
-        if has_ipv6() {
-            director.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        }
-        for scope in ["all", "default"] {
-            director.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
-            director.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
-        }
-        Ok(())
-    }
-
     fn wire_two_arms(&self, plan: &Plan) -> Result<()> {
-        wire(&self.director, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?;
+        match &self.router {
+            Some(router) => self.wire_router(router, plan)?,
+            None => wire(&self.director, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?,
+        }
         for family in families() {
             self.address(&self.client, "eth0", self.client_address(family))?;
             self.address(&self.director, "eth0", self.director_address(family))?;
-            self.client.net().add_route(Prefix::everything(family), self.director_address(family))?;
+            let gateway = match &self.router {
+                Some(router) => {
+                    let (client_side, director_side) = (
+                        beyond_router(family, 1, 1),
+                        of_family(family, Ipv4Addr::new(203, 0, 113, 2), v6(0x113, 2)),
+                    );
+                    self.address(router, "eth0", client_side)?;
+                    self.address(router, "eth1", director_side)?;
+                    let clients =
+                        Prefix::new(beyond_router(family, 0, 0), if family.is_ipv4() { 24 } else { 64 });
+                    self.director.net().add_route(clients, director_side)?;
+                    client_side
+                }
+                None => self.director_address(family),
+            };
+            self.client.net().add_route(Prefix::everything(family), gateway)?;
         }
         for (index, server) in self.servers.iter().enumerate() {
             let device = format!("eth{}", index + 1);
@@ -166,6 +189,12 @@ impl Topology {
             }
         }
         Ok(())
+    }
+
+    fn wire_router(&self, router: &Namespace, plan: &Plan) -> Result<()> {
+        forward(router)?;
+        wire(router, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?;
+        wire(&self.director, "eth0", router, "eth1", plan.client_queues, plan.mtu)
     }
 
     fn wire_one_arm(&self, switch: &Namespace, plan: &Plan) -> Result<()> {
@@ -196,6 +225,9 @@ impl Topology {
         let devices = self.director_devices();
         self.director.wait_ready(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.client.wait_ready(&["eth0"])?;
+        if let Some(router) = &self.router {
+            router.wait_ready(&["eth0", "eth1"])?;
+        }
         self.servers.iter().try_for_each(|server| server.wait_ready(&["eth0"]))
     }
 }
@@ -219,6 +251,24 @@ fn wire(
     here.net().add_veth(near, far, there.fd())?;
     here.net().up(device)?;
     there.net().up(their_device)
+}
+
+/// What every director, gateway and router sets: it forwards, and accepts that packets come and go by different devices.
+fn forward(host: &Namespace) -> Result<()> {
+    host.sysctl("net/ipv4/ip_forward", "1")?;
+    if has_ipv6() {
+        host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    for scope in ["all", "default"] {
+        host.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        host.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
+    }
+    Ok(())
+}
+
+/// Behind a router the client's network is 198.51.100.0/24 and 2001:db8:51::/64.
+fn beyond_router(like: IpAddr, host4: u8, host6: u16) -> IpAddr {
+    of_family(like, Ipv4Addr::new(198, 51, 100, host4), v6(0x51, host6))
 }
 
 /// Real server `index` has a network of its own: 192.168.4.0/24, 192.168.5.0/24, … and 2001:db8:4::/64, …

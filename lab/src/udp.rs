@@ -1,6 +1,7 @@
 //! A UDP server that answers with its name and what it was sent, and a client for it.
 
 use crate::{Error, Namespace, Result};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -67,6 +68,18 @@ impl Client {
         let socket = bind(namespace, any)?;
         socket.connect(server).map_err(Error::when(format!("connect to {server}")))?;
         Ok(Client { socket })
+    }
+
+    /// Lets datagrams travel at most `hops` hops, and has the socket fail when an ICMP error says that one did not arrive.
+    pub fn travel(&self, hops: u8) -> Result<()> {
+        let (hops, what) = (i32::from(hops), "set a socket's hops");
+        if self.socket.local_addr().map_err(Error::when(what))?.is_ipv4() {
+            setsockopt(&self.socket, sockopt::Ipv4Ttl, &hops).map_err(Error::when(what))?;
+            setsockopt(&self.socket, sockopt::Ipv4RecvErr, &true).map_err(Error::when(what))
+        } else {
+            setsockopt(&self.socket, sockopt::Ipv6Ttl, &hops).map_err(Error::when(what))?;
+            setsockopt(&self.socket, sockopt::Ipv6RecvErr, &true).map_err(Error::when(what))
+        }
     }
 
     /// Sends `question` and returns who answered, once an answer that repeats the question has come within `limit`.

@@ -9,6 +9,7 @@ mod director;
 mod faults;
 #[path = "../../lab/tests/harness/mod.rs"]
 mod harness;
+mod icmp;
 mod kernel;
 mod traffic;
 
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     harness::run(&[
         ("traffic", traffic::TESTS),
+        ("icmp", icmp::TESTS),
         ("kernel", kernel::TESTS),
         ("change", change::TESTS),
         ("faults", faults::TESTS),

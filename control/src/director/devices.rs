@@ -55,6 +55,7 @@ pub(super) fn ports(devices: &[Device]) -> Vec<Port> {
             mac: device.mac,
             mtu: device.mtu,
             up: device.up,
+            addresses: [None; 2],
         })
         .collect()
 }

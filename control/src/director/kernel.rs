@@ -3,7 +3,9 @@
 
 use crate::api::NextHopStatus;
 use crate::neighbours::Neighbours;
-use crate::netlink::{Client, Event, Monitor, NetlinkError, PortChange, Routing, follow_ports};
+use crate::netlink::{
+    Client, Event, Monitor, NetlinkError, PortChange, Routing, follow_addresses, follow_ports,
+};
 use crate::vips::{Assigned, Host, Reach, Vips};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -52,6 +54,7 @@ impl Kernel {
             held: config.load().ports.iter().map(|port| port.ifindex).collect(),
             config,
         };
+        state.follow_addresses();
         Ok(Kernel(Arc::new(Mutex::new(state))))
     }
 
@@ -164,6 +167,11 @@ impl Kernel {
 }
 
 impl State {
+    fn follow_addresses(&self) {
+        let addresses: Vec<_> = self.monitor.addresses().copied().collect();
+        follow_addresses(&self.config, &addresses);
+    }
+
     fn look(&mut self, now: Instant, failures: &mut Vec<NetlinkError>) -> Changes {
         let events = self.monitor.read().unwrap_or_else(|failure| {
             failures.push(failure);
@@ -188,6 +196,9 @@ impl State {
         let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
         let rewired = |event: &Event| matches!(event, Event::LinkChanged(_) | Event::LinkGone { .. });
         let addresses = events.iter().any(moved);
+        if addresses {
+            self.follow_addresses();
+        }
         if addresses || events.iter().any(rewired) || self.reach.due().is_some_and(|due| now >= due) {
             for objection in self.reach.objections(&Host::of(&self.monitor, &self.held), now) {
                 tracing::warn!("{objection}");

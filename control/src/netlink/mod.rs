@@ -15,7 +15,7 @@ mod tables;
 
 pub use client::{AddressChange, Client};
 pub use monitor::Monitor;
-pub use ports::{PortChange, follow_ports};
+pub use ports::{PortChange, follow_addresses, follow_ports};
 pub use routes::{KernelRoutes, Routing};
 pub use socket::NetlinkError;
 pub(crate) use tables::masked;

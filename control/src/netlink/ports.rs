@@ -1,6 +1,7 @@
 //! The snapshot's ports as the kernel's devices change.
 
-use super::{Event, Link};
+use super::{Event, HostAddress, Link};
+use std::net::IpAddr;
 use std::sync::Arc;
 use uvs_engine::PortId;
 use uvs_engine::snapshot::{Config, Port};
@@ -23,7 +24,7 @@ pub fn follow_ports(config: &Config, events: &[Event]) -> Vec<PortChange> {
         for (port, id) in ports.iter_mut().zip(0_u16..) {
             match event {
                 Event::LinkChanged(link) if link.ifindex == port.ifindex => {
-                    let now = Port::from(link);
+                    let now = Port { addresses: port.addresses, ..Port::from(link) };
                     if *port != now {
                         *port = now;
                         changes.push(PortChange::Changed(PortId(id)));
@@ -43,6 +44,31 @@ pub fn follow_ports(config: &Config, events: &[Event]) -> Vec<PortChange> {
     changes
 }
 
+/// Takes over into the snapshot which of the host's addresses its ports report errors from.
+pub fn follow_addresses(config: &Config, addresses: &[HostAddress]) {
+    let mut ports = config.load().ports.to_vec();
+    for port in &mut ports {
+        port.addresses = [true, false].map(|v4| {
+            let of_port = |it: &&HostAddress| it.ifindex == port.ifindex && it.address.is_ipv4() == v4;
+            own_address(addresses.iter().filter(of_port))
+        });
+    }
+    if config.load().ports[..] != ports {
+        config.publish(|snapshot| snapshot.ports = Arc::from(ports));
+    }
+}
+
+/// The first address of a network, else the first of a single host, which is likely a virtual one.
+fn own_address<'a>(addresses: impl Iterator<Item = &'a HostAddress> + Clone) -> Option<IpAddr> {
+    let mut usable = addresses.filter(|it| match it.address {
+        IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && !ip.is_loopback(),
+    });
+    let single = |it: &&HostAddress| it.prefix_len == if it.address.is_ipv4() { 32 } else { 128 };
+    let of_network = usable.clone().find(|it| !single(it));
+    of_network.or_else(|| usable.next()).map(|it| it.address)
+}
+
 impl From<&Link> for Port {
     fn from(link: &Link) -> Self {
         Port {
@@ -51,6 +77,7 @@ impl From<&Link> for Port {
             mac: link.mac.unwrap_or_default(),
             mtu: link.mtu,
             up: link.up,
+            addresses: [None; 2],
         }
     }
 }

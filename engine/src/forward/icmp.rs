@@ -1,6 +1,6 @@
 //! ICMP errors of the director's own: the answer is built in the buffer of the packet that it answers.
 
-use super::partial;
+use super::{partial, quoted};
 use crate::batch::Packet;
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::Ethernet;
@@ -10,6 +10,7 @@ use crate::packet::ipv6::{self, Ipv6};
 use crate::packet::{Error, protocol};
 use crate::pipeline::Parsed;
 use crate::verdict::Verdict;
+use std::net::IpAddr;
 use uvs_conntrack::{Flow, Tick};
 
 /// An error to report to a packet's sender.
@@ -50,10 +51,23 @@ const MAX_LEN_V6: usize = 1280;
 /// TTL or hop limit of a report.
 const TTL: u8 = 64;
 
-/// Turns the packet into a report to its sender, from the address it was sent to, back the way it came. The frame is spoilt
-/// when this fails (no headroom); it is dropped anyway.
-pub(crate) fn report(packet: &mut Packet<'_>, parsed: &Parsed, report: Report) -> Result<Verdict, Error> {
+/// Type of service of a report: internetwork control (RFC 1812 §4.3.2.5). As in Linux, only IPv4 has it.
+const TOS: u8 = 0xc0;
+
+/// Turns the packet into a report to its sender, from the address `from` of its family, back the way it came. The frame is
+/// spoilt when this fails (no headroom); it is dropped anyway.
+///
+/// A packet that was to go on is quoted one hop older, as IPVS does; one that dies of its age, or finds nobody, as it came.
+pub(crate) fn report(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    report: Report,
+    from: IpAddr,
+) -> Result<Verdict, Error> {
     partial::complete(packet, parsed);
+    if let Report::TooBig(_) = report {
+        quoted::age(packet.frame_mut(), parsed);
+    }
     let (header, max) = match parsed.flow {
         Flow::V4(_) => (ipv4::HEADER_LEN, MAX_LEN_V4),
         Flow::V6(_) => (ipv6::HEADER_LEN, MAX_LEN_V6),
@@ -74,19 +88,20 @@ pub(crate) fn report(packet: &mut Packet<'_>, parsed: &Parsed, report: Report) -
     Icmp::parse_mut(frame, start)?.emit(report.message(v4), report.mtu());
     let length = frame.len() - start;
     let sum = Sum::of(&frame[start..]);
-    let sum = match parsed.flow {
-        Flow::V4(flow) => {
-            let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;
+    let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;
+    let sum = match (parsed.flow, from) {
+        (Flow::V4(flow), IpAddr::V4(from)) => {
             let mut ip = Ipv4::parse_mut(frame, parsed.network())?;
-            ip.emit(flow.destination(), flow.source(), protocol::ICMP, TTL, payload);
+            ip.emit(from, flow.source(), protocol::ICMP, TTL, payload);
+            ip.set_tos(TOS);
             sum
         }
-        Flow::V6(flow) => {
-            let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;
+        (Flow::V6(flow), IpAddr::V6(from)) => {
             let mut ip = Ipv6::parse_mut(frame, parsed.network())?;
-            ip.emit(flow.destination(), flow.source(), protocol::ICMPV6, TTL, payload);
-            sum.plus(Sum::pseudo6(&flow.reversed().addresses, protocol::ICMPV6, u32::from(payload)))
+            ip.emit(from, flow.source(), protocol::ICMPV6, TTL, payload);
+            sum.plus(Sum::pseudo6_of(from, flow.source(), protocol::ICMPV6, u32::from(payload)))
         }
+        _ => return Err(Error::Malformed),
     };
     Icmp::parse_mut(frame, start)?.set_checksum(sum.checksum());
     Ok(Verdict::Transmit(packet.port()))

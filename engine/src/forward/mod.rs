@@ -4,6 +4,7 @@ pub(crate) mod direct;
 pub(crate) mod icmp;
 pub(crate) mod nat;
 pub(crate) mod partial;
+pub(crate) mod quoted;
 
 use crate::batch::{Packet, PortId};
 use crate::nexthop::HopWord;

@@ -1,5 +1,6 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): the eight bytes that every error starts with.
 
+use super::checksum::Delta;
 use super::{Error, array, array_mut};
 use std::ops::{Deref, DerefMut, Range};
 
@@ -96,6 +97,12 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Icmp<B> {
     pub fn emit(&mut self, message: Kind, mtu: u32) {
         let [a, b, c, d] = mtu.to_be_bytes();
         *self.0 = [message.kind, message.code, 0, 0, a, b, c, d];
+    }
+
+    /// Corrects the checksum for a message some of whose words changed by `delta`.
+    pub fn correct(&mut self, delta: Delta) {
+        let checksum = delta.apply(self.checksum());
+        self.set_checksum(checksum);
     }
 
     /// Sets the checksum field.

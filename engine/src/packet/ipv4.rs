@@ -13,6 +13,8 @@ pub mod field {
     use super::Range;
     /// Version and header length in 32-bit words.
     pub const VERSION_IHL: usize = 0;
+    /// Type of service: differentiated services and congestion notification.
+    pub const TOS: usize = 1;
     /// Length of header and payload, in bytes.
     pub const TOTAL_LENGTH: usize = 2;
     /// Flags and the fragment's offset in 8-byte units.
@@ -144,6 +146,28 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         self.0[field::CHECKSUM].copy_from_slice(&delta.plus(hop).apply(old).to_ne_bytes());
     }
 
+    /// Gives the header, which an ICMP error quotes, other addresses: its checksum follows, its age stays. Returns what
+    /// that adds to a checksum over the whole header.
+    pub fn readdress(&mut self, addresses: u64) -> Delta {
+        let moved = Delta::default().word64(self.addresses(), addresses);
+        let old = u16::from_ne_bytes([self.0[10], self.0[11]]);
+        let new = moved.apply(old);
+        self.0[field::ADDRESSES].copy_from_slice(&addresses.to_ne_bytes());
+        self.0[field::CHECKSUM].copy_from_slice(&new.to_ne_bytes());
+        moved.word16(old, new)
+    }
+
+    /// Sets the type of service; the checksum follows.
+    pub fn set_tos(&mut self, tos: u8) {
+        let delta = Delta::default().word16(
+            u16::from_ne_bytes([self.0[0], self.0[field::TOS]]),
+            u16::from_ne_bytes([self.0[0], tos]),
+        );
+        let old = u16::from_ne_bytes([self.0[10], self.0[11]]);
+        self.0[field::TOS] = tos;
+        self.0[field::CHECKSUM].copy_from_slice(&delta.apply(old).to_ne_bytes());
+    }
+
     /// Writes a whole header without options for a packet of `payload` bytes, not to be fragmented.
     pub fn emit(&mut self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, ttl: u8, payload: u16) {
         let [fragment, _] = DONT_FRAGMENT.to_be_bytes();
@@ -226,6 +250,24 @@ mod tests {
         let view = Ipv4::parse(&header, 0).unwrap();
         assert_eq!((view.ttl(), view.destination()), (63, Ipv4Addr::new(10, 0, 0, 9)));
         assert_eq!(Sum::of(&header).fold(), 0xffff);
+    }
+
+    #[test]
+    fn a_quoted_header_gets_other_addresses_and_keeps_its_age() {
+        let mut header = HEADER;
+        let to = u64::from_ne_bytes([192, 0, 2, 1, 10, 0, 0, 9]);
+        let delta = Ipv4::parse_mut(&mut header, 0).unwrap().readdress(to);
+        let view = Ipv4::parse(&header, 0).unwrap();
+        assert_eq!((view.ttl(), view.addresses()), (64, to));
+        assert_eq!(Sum::of(&header).fold(), 0xffff);
+        assert_eq!(delta.apply(Sum::of(&HEADER).checksum()), Sum::of(&header).checksum());
+    }
+
+    #[test]
+    fn sets_the_type_of_service() {
+        let mut header = HEADER;
+        Ipv4::parse_mut(&mut header, 0).unwrap().set_tos(0xc0);
+        assert_eq!((header[1], Sum::of(&header).fold()), (0xc0, 0xffff));
     }
 
     #[test]

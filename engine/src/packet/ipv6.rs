@@ -1,5 +1,6 @@
 //! IPv6 (RFC 8200) and the walk over its extension headers.
 
+use super::checksum::Delta;
 use super::{Error, array, array_mut, be16, protocol};
 use std::net::Ipv6Addr;
 use std::ops::{Deref, DerefMut, Range};
@@ -108,6 +109,17 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
         for (word, address) in words.iter_mut().zip(addresses) {
             *word = address.to_ne_bytes();
         }
+    }
+
+    /// Gives the header, which an ICMP error quotes, other addresses. Returns what that adds to a checksum over them.
+    pub fn readdress(&mut self, addresses: &[u64; 4]) -> Delta {
+        let mut delta = Delta::default();
+        let (words, _) = self.0[field::ADDRESSES].as_chunks_mut::<8>();
+        for (word, address) in words.iter_mut().zip(addresses) {
+            delta = delta.word64(u64::from_ne_bytes(*word), *address);
+            *word = address.to_ne_bytes();
+        }
+        delta
     }
 
     /// Writes a whole header for a packet of `payload` bytes.

@@ -184,22 +184,30 @@ impl Tracker {
         }
     }
 
-    /// The packet is dropped. Its sender is told, if there is something to tell and not too much was told lately.
+    /// The packet, which travelled in `direction`, is dropped. Its sender is told, if there is something to tell and not too
+    /// much was told lately: a client by the virtual address, a real server by this host's own.
     #[cold]
     pub(super) fn refuse(
         &mut self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
+        direction: Direction,
         refused: Refused,
     ) -> Verdict {
         let Refused { reason, report } = refused;
         let Some(report) = report else { return Verdict::Drop(reason) };
+        let address = parsed.flow.destination().ip();
+        let from = match direction {
+            Direction::In => Some(address),
+            Direction::Out => view.snapshot.own_address(packet.port(), address),
+        };
+        let Some(from) = from else { return Verdict::Drop(reason) };
         if !self.limiter.allows(view.now) {
             self.counters.count(Event::IcmpLimited, 1);
             return Verdict::Drop(reason);
         }
-        match icmp::report(packet, parsed, report) {
+        match icmp::report(packet, parsed, report, from) {
             Ok(verdict) => {
                 self.counters.dropped(reason);
                 self.counters.count(Event::IcmpSent, 1);

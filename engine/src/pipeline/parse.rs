@@ -1,5 +1,6 @@
 //! The first stage: from a frame's bytes to the flow it belongs to.
 
+use super::errors;
 use crate::batch::Packet;
 use crate::packet::checksum::Sum;
 use crate::packet::ethernet::{self, Ethernet, Mac};
@@ -15,11 +16,11 @@ use uvs_conntrack::{Flow, Flow4, Flow6};
 /// What is known of a frame that carries TCP or UDP.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parsed {
-    /// Who sends to whom.
+    /// Who sends to whom. Of an ICMP error: of the packet it quotes, the other way round.
     pub(crate) flow: Flow,
     /// TTL or hop limit.
     pub(crate) hops_left: u8,
-    /// TCP's control bits; zero for UDP.
+    /// TCP's control bits; zero for everything else.
     pub(crate) tcp_flags: u8,
     /// Whether it is more than a whole TCP segment or UDP datagram.
     pub(crate) kind: Kind,
@@ -36,6 +37,8 @@ pub(crate) enum Kind {
     Whole,
     /// The first fragment of one.
     FirstFragment,
+    /// An ICMP error about one, going the other way: the flow is that of the packet it quotes, reversed.
+    Error,
 }
 
 impl Default for Parsed {
@@ -258,6 +261,20 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     } else {
         return Err(Verdict::ToKernel);
     };
+    if header.protocol() == protocol::ICMP && kind == Kind::Whole {
+        let flow = Flow4 { addresses: header.addresses(), ports: 0, protocol: protocol::ICMP };
+        *parsed = Parsed {
+            flow: Flow::V4(flow),
+            network: network as u8,
+            transport: transport as u16,
+            transport_len: (packet_len - header.header_len()) as u16,
+            packet_len: packet_len as u32,
+            hops_left: header.ttl(),
+            tcp_flags: 0,
+            kind: Kind::Error,
+        };
+        return errors::parse(packet, parsed);
+    }
     let upper =
         Upper { protocol: header.protocol(), transport, length: packet_len - header.header_len(), kind };
     let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
@@ -295,6 +312,20 @@ fn parse6(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     }
     let kind = if upper.fragment { Kind::FirstFragment } else { Kind::Whole };
     let length = (network + packet_len).checked_sub(upper.offset).ok_or(drop_for(Error::Truncated))?;
+    if upper.protocol == protocol::ICMPV6 && kind == Kind::Whole {
+        let flow = Flow6 { addresses: header.addresses(), ports: 0, protocol: protocol::ICMPV6 };
+        *parsed = Parsed {
+            flow: Flow::V6(flow),
+            network: network as u8,
+            transport: upper.offset as u16,
+            transport_len: length as u16,
+            packet_len: packet_len as u32,
+            hops_left: header.hop_limit(),
+            tcp_flags: 0,
+            kind: Kind::Error,
+        };
+        return errors::parse(packet, parsed);
+    }
     let upper = Upper { protocol: upper.protocol, transport: upper.offset, length, kind };
     let Transport { ports, length, tcp_flags } = upper.parse(frame)?;
     *parsed = Parsed {

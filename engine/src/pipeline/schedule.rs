@@ -32,7 +32,8 @@ impl Tracker {
             }
             Err(Refusal::NoDestination) => {
                 let report = Some(Report::PortUnreachable);
-                self.refuse(view, packet, parsed, Refused { reason: Reason::NoDestination, report })
+                let refused = Refused { reason: Reason::NoDestination, report };
+                self.refuse(view, packet, parsed, Direction::In, refused)
             }
             Err(Refusal::TableFull) => Verdict::Drop(Reason::TableFull),
         }

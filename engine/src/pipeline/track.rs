@@ -22,7 +22,7 @@ pub(super) struct Tracker {
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) limiter: Limiter,
     /// This batch's packets, added to the total at its end.
-    traffic: Traffic,
+    pub(super) traffic: Traffic,
 }
 
 /// A packet's connection.
@@ -98,6 +98,7 @@ impl Tracker {
         match parsed.kind {
             Kind::Whole => Verdict::ToKernel,
             Kind::FirstFragment => self.fragment(view, packet, parsed),
+            Kind::Error => self.error(view, packet, parsed),
         }
     }
 
@@ -141,7 +142,7 @@ impl Tracker {
         match self.forward(view, packet, parsed, &found, way) {
             Ok(Some(port)) => Verdict::Transmit(port),
             Ok(None) => Verdict::ToKernel,
-            Err(refused) => self.refuse(view, packet, parsed, refused),
+            Err(refused) => self.refuse(view, packet, parsed, hit.direction, refused),
         }
     }
 
@@ -165,7 +166,7 @@ impl Tracker {
         match self.forward(view, packet, parsed, &found, way) {
             Ok(Some(port)) => Verdict::Transmit(port),
             Ok(None) => Verdict::ToKernel,
-            Err(refused) => self.refuse(view, packet, parsed, refused),
+            Err(refused) => self.refuse(view, packet, parsed, Direction::In, refused),
         }
     }
 

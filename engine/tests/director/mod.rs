@@ -26,6 +26,9 @@ pub const CLIENTS: PortId = PortId(0);
 pub const SERVERS: PortId = PortId(1);
 /// Link-layer addresses of the director's ports.
 pub const PORT_MACS: [[u8; 6]; 2] = [[2, 0xd, 0, 0, 0, 0], [2, 0xd, 0, 0, 0, 1]];
+/// Addresses of the director's ports.
+pub const DIRECTOR4: [&str; 2] = ["10.0.0.1", "172.16.0.254"];
+pub const DIRECTOR6: [&str; 2] = ["fd00:1::1", "fd00:2::254"];
 /// Link-layer addresses of the client and the real servers.
 pub const CLIENT_MAC: [u8; 6] = [2, 0xc, 0, 0, 0, 1];
 pub const SERVER_MAC: [u8; 6] = [2, 0xe, 0, 0, 0, 1];
@@ -355,5 +358,7 @@ pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> Destinat
 }
 
 fn port(ifindex: u32, mac: [u8; 6]) -> Port {
-    Port { ifindex, name: format!("port{ifindex}"), mac, mtu: 1500, up: true }
+    let number = ifindex - 1;
+    let addresses = [DIRECTOR4, DIRECTOR6].map(|all| all[number as usize].parse().ok());
+    Port { ifindex, name: format!("port{ifindex}"), mac, mtu: 1500, up: true, addresses }
 }

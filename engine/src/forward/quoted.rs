@@ -1,0 +1,133 @@
+//! ICMP errors on their way to whom they concern: the packet that an error quotes becomes the one that its sender sent (the
+//! kernel's `ip_vs_nat_icmp`), in a message whose checksum follows.
+
+use crate::packet::checksum::Delta;
+use crate::packet::icmp::{self, Icmp};
+use crate::packet::ipv4::Ipv4;
+use crate::packet::ipv6::{self, Ipv6};
+use crate::packet::protocol;
+use crate::pipeline::Parsed;
+use uvs_conntrack::{Flow, Flow4, Flow6};
+
+/// Transport bytes that a quote must hold (RFC 792), which are enough for the ports and TCP's sequence number.
+const TRANSPORT_BYTES: usize = 8;
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quote {
+    /// Who sent it to whom.
+    pub(crate) flow: Flow,
+    /// Where its transport header starts in the bytes given.
+    pub(crate) transport: usize,
+}
+
+impl Quote {
+    /// Reads the quoted IPv4 packet at `bytes[at..]`. Nothing: it is neither TCP nor UDP, a later fragment, or too little
+    /// of it is there.
+    pub(crate) fn parse4(bytes: &[u8], at: usize) -> Option<Self> {
+        let header = Ipv4::parse(bytes, at).ok()?;
+        let transport = at + header.header_len();
+        let protocol = header.protocol();
+        let ports = if header.is_first() { ports(bytes, transport, protocol) } else { None }?;
+        Some(Quote { flow: Flow::V4(Flow4 { addresses: header.addresses(), ports, protocol }), transport })
+    }
+
+    /// The same for IPv6.
+    pub(crate) fn parse6(bytes: &[u8], at: usize) -> Option<Self> {
+        let header = Ipv6::parse(bytes, at).ok()?;
+        let upper = ipv6::upper_layer(bytes, at + ipv6::HEADER_LEN, header.next_header()).ok()?;
+        if !upper.first || upper.routed {
+            return None;
+        }
+        let (transport, protocol) = (upper.offset, upper.protocol);
+        let ports = ports(bytes, transport, protocol)?;
+        Some(Quote { flow: Flow::V6(Flow6 { addresses: header.addresses(), ports, protocol }), transport })
+    }
+}
+
+fn ports(bytes: &[u8], transport: usize, protocol: u8) -> Option<u32> {
+    let [a, b, c, d, ..] = *bytes.get(transport..)?.first_chunk::<TRANSPORT_BYTES>()?;
+    matches!(protocol, protocol::TCP | protocol::UDP).then(|| u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// Ages a packet that otherwise stays as it is, by one hop.
+pub(crate) fn age(frame: &mut [u8], parsed: &Parsed) {
+    match parsed.flow {
+        Flow::V4(_) => {
+            if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
+                let addresses = header.addresses();
+                header.forward(addresses, Delta::default());
+            }
+        }
+        Flow::V6(_) => {
+            if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
+                let addresses = header.addresses();
+                header.forward(&addresses);
+            }
+        }
+    }
+}
+
+/// Makes an error about a packet of the flow that is the reverse of `from` one about a packet of the reverse of `to`, one
+/// hop older. The checksum of the quoted transport header stays what it was, as IPVS leaves it: nobody checks it, and of a
+/// cut packet nobody can.
+///
+/// The error goes where `to` goes. It comes from where it came, a router perhaps, unless `to` has another source than
+/// `from`: then its receiver must not see the first.
+pub(crate) fn translate4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4) {
+    let quoted = parsed.transport() + icmp::HEADER_LEN;
+    let Some(Quote { transport, .. }) = Quote::parse4(frame, quoted) else { return };
+    let reversed = to.reversed();
+    let mut delta = match Ipv4::parse_mut(frame, quoted) {
+        Ok(mut header) => header.readdress(reversed.addresses),
+        Err(_) => return,
+    };
+    delta = delta.plus(write_ports(frame, transport, reversed.ports));
+    if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
+        let source = if to.source() == from.source() { header.source() } else { to.source() };
+        let old = header.addresses();
+        let new = addresses4(source.octets(), to.destination().octets());
+        header.forward(new, Delta::default().word64(old, new));
+    }
+    if let Ok(mut message) = Icmp::parse_mut(frame, parsed.transport()) {
+        message.correct(delta);
+    }
+}
+
+/// As [`translate4`], for IPv6.
+pub(crate) fn translate6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6) {
+    let quoted = parsed.transport() + icmp::HEADER_LEN;
+    let Some(Quote { transport, .. }) = Quote::parse6(frame, quoted) else { return };
+    let reversed = to.reversed();
+    let mut delta = match Ipv6::parse_mut(frame, quoted) {
+        Ok(mut header) => header.readdress(&reversed.addresses),
+        Err(_) => return,
+    };
+    delta = delta.plus(write_ports(frame, transport, reversed.ports));
+    if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
+        let ([a, b, ..], [e, f, c, d]) = (header.addresses(), to.addresses);
+        let source = if to.source() == from.source() { [a, b] } else { [e, f] };
+        let new = [source[0], source[1], c, d];
+        // The pseudo-header of ICMPv6 holds the outer addresses.
+        delta = delta.plus(header.readdress(&new));
+        header.forward(&new);
+    }
+    if let Ok(mut message) = Icmp::parse_mut(frame, parsed.transport()) {
+        message.correct(delta);
+    }
+}
+
+fn addresses4([a, b, c, d]: [u8; 4], [e, f, g, h]: [u8; 4]) -> u64 {
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Writes both ports at `frame[transport..]` and returns what that adds to a checksum over them.
+fn write_ports(frame: &mut [u8], transport: usize, ports: u32) -> Delta {
+    match frame.get_mut(transport..).and_then(<[u8]>::first_chunk_mut::<4>) {
+        Some(bytes) => {
+            let old = u32::from_ne_bytes(std::mem::replace(bytes, ports.to_ne_bytes()));
+            Delta::default().word32(old, ports)
+        }
+        None => Delta::default(),
+    }
+}

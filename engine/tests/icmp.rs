@@ -1,0 +1,573 @@
+//! ICMP errors: those of others about packets of connections reach whom they concern, and our own say what Linux's say.
+//!
+//! The captures under `tests/golden/pcap` hold what IPVS made of the same errors.
+
+#![allow(clippy::unwrap_used, reason = "tests: what is written here by hand is valid")]
+
+mod director;
+
+use director::*;
+use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header};
+use proptest::prelude::*;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use uvs_engine::counters::Event;
+use uvs_engine::forward::Method;
+use uvs_engine::nexthop::{Route, Routes, Target};
+use uvs_engine::verdict::Neighbour;
+use uvs_engine::{PortId, Reason, Verdict};
+
+/// An ICMP error, as etherparse writes it.
+#[derive(Clone, Debug)]
+struct Report {
+    to_mac: [u8; 6],
+    from_mac: [u8; 6],
+    from: IpAddr,
+    to: IpAddr,
+    ttl: u8,
+    kind: u8,
+    code: u8,
+    /// What an MTU or a pointer is put into.
+    word: [u8; 4],
+    /// The IP packet it is about.
+    quote: Vec<u8>,
+}
+
+impl Report {
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = [self.to_mac, self.from_mac].concat();
+        let (type_u8, code_u8, bytes5to8) = (self.kind, self.code, self.word);
+        let length = u16::try_from(8 + self.quote.len()).unwrap();
+        match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                bytes.extend([0x08, 0x00]);
+                let mut ip =
+                    Ipv4Header::new(length, self.ttl, IpNumber::ICMP, from.octets(), to.octets()).unwrap();
+                ip.dont_fragment = false;
+                ip.header_checksum = ip.calc_header_checksum();
+                ip.write(&mut bytes).unwrap();
+                let kind = Icmpv4Type::Unknown { type_u8, code_u8, bytes5to8 };
+                Icmpv4Header::with_checksum(kind, &self.quote).write(&mut bytes).unwrap();
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                bytes.extend([0x86, 0xdd]);
+                let ip = Ipv6Header {
+                    payload_length: length,
+                    next_header: IpNumber::IPV6_ICMP,
+                    hop_limit: self.ttl,
+                    source: from.octets(),
+                    destination: to.octets(),
+                    ..Ipv6Header::default()
+                };
+                ip.write(&mut bytes).unwrap();
+                let kind = Icmpv6Type::Unknown { type_u8, code_u8, bytes5to8 };
+                let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), &self.quote);
+                header.unwrap().write(&mut bytes).unwrap();
+            }
+            _ => panic!("one IP version"),
+        }
+        bytes.extend(&self.quote);
+        bytes
+    }
+}
+
+/// The IP packet of a frame, cut to `transport` bytes behind its IP header.
+fn quote(frame: &Frame, transport: usize) -> Vec<u8> {
+    let header = if frame.from.is_ipv4() { 20 } else { 40 };
+    let mut bytes = frame.bytes().split_off(14);
+    bytes.truncate(header + transport);
+    bytes
+}
+
+/// The same packet with other addresses and ports and the transport checksum it had: IPVS leaves that alone.
+fn quote_with(frame: &Frame, from: SocketAddr, to: SocketAddr, transport: usize) -> Vec<u8> {
+    let (mut moved, old) = (Frame { from, to, ..frame.clone() }.bytes(), frame.bytes());
+    let at = frame.checksum_at();
+    moved[at..at + 2].copy_from_slice(&old[at..at + 2]);
+    let header = if frame.from.is_ipv4() { 20 } else { 40 };
+    moved.drain(..14);
+    moved.truncate(header + transport);
+    moved
+}
+
+/// A router on the way of each plan's client, and one before the real servers.
+fn routers(plan: &Plan) -> [IpAddr; 2] {
+    let [client, server] =
+        if plan.client.is_ipv4() { ["192.0.2.9", "172.16.0.99"] } else { ["2001:db8::9", "fd00:2::99"] };
+    [client.parse().unwrap(), server.parse().unwrap()]
+}
+
+/// An error of the client's side about `reply`, which a real server sent and the client was to get, and what the real
+/// server is to get of it.
+fn from_client_side(plan: &Plan, protocol: u8, transport: usize) -> (Report, Report) {
+    let reply = Frame::from_server(plan, protocol, ACK).unmasqueraded(plan.service);
+    let report = Report {
+        to_mac: PORT_MACS[0],
+        from_mac: CLIENT_MAC,
+        from: routers(plan)[0],
+        to: plan.service.ip(),
+        ttl: 60,
+        kind: if plan.client.is_ipv4() { 3 } else { 1 },
+        code: 1,
+        word: [0; 4],
+        quote: quote(&reply, transport),
+    };
+    let relayed = Report {
+        to_mac: SERVER_MAC,
+        from_mac: PORT_MACS[1],
+        to: plan.server.ip(),
+        ttl: 59,
+        quote: quote_with(&reply, plan.server, plan.client, transport),
+        ..report.clone()
+    };
+    (report, relayed)
+}
+
+/// An error of the real server's side about a packet of the client, and what the client is to get of it.
+fn from_server_side(plan: &Plan, protocol: u8, transport: usize) -> (Report, Report) {
+    let request = Frame::from_client(plan, protocol, ACK).masqueraded(plan.server);
+    let report = Report {
+        to_mac: PORT_MACS[1],
+        from_mac: SERVER_MAC,
+        from: routers(plan)[1],
+        to: plan.client.ip(),
+        ttl: 60,
+        kind: if plan.client.is_ipv4() { 3 } else { 1 },
+        code: 3,
+        word: [0; 4],
+        quote: quote(&request, transport),
+    };
+    let relayed = Report {
+        to_mac: CLIENT_MAC,
+        from_mac: PORT_MACS[0],
+        from: plan.service.ip(),
+        ttl: 59,
+        quote: quote_with(&request, plan.client, plan.service, transport),
+        ..report.clone()
+    };
+    (report, relayed)
+}
+
+/// Every plan with both protocols over `method`, a connection there.
+fn established(method: Method, test: impl Fn(&mut Director, &Plan, u8)) {
+    for plan in plans() {
+        for protocol in [TCP, UDP] {
+            let (mut director, _) = Director::with_server(&plan, method);
+            let frame = Frame::from_client(&plan, protocol, SYN);
+            assert_eq!(director.run(CLIENTS, &frame.bytes()).0, Verdict::Transmit(SERVERS));
+            test(&mut director, &plan, protocol);
+        }
+    }
+}
+
+#[test]
+fn errors_of_every_kind_are_relayed_both_ways() {
+    established(Method::Nat, |director, plan, protocol| {
+        // Types and codes with what their second word holds: an MTU, a pointer.
+        let kinds: Vec<(u8, u8, [u8; 4])> = if plan.client.is_ipv4() {
+            let unreachable = (0..16).map(|code| (3, code, [0, 0, 5, 20]));
+            unreachable
+                .chain([(4, 0, [0; 4]), (11, 0, [0; 4]), (11, 1, [0; 4]), (12, 0, [9, 0, 0, 0])])
+                .collect()
+        } else {
+            let unreachable = (0..8).map(|code| (1, code, [0; 4]));
+            let others = [(2, 0, [0, 0, 5, 20]), (3, 0, [0; 4]), (3, 1, [0; 4]), (4, 1, [0, 0, 0, 6])];
+            unreachable.chain(others).collect()
+        };
+        let mut relayed = 0;
+        for (kind, code, word) in kinds {
+            for (port, to, (report, expected)) in [
+                (CLIENTS, SERVERS, from_client_side(plan, protocol, 8)),
+                (SERVERS, CLIENTS, from_server_side(plan, protocol, 8)),
+            ] {
+                let report = Report { kind, code, word, ..report };
+                let expected = Report { kind, code, word, ..expected };
+                let (verdict, out) = director.run(port, &report.bytes());
+                assert_eq!(verdict, Verdict::Transmit(to), "{kind} {code} of {protocol}");
+                assert_eq!(out, expected.bytes(), "{kind} {code} of {protocol} from {port:?}");
+                relayed += 1;
+            }
+        }
+        assert_eq!(director.counters.events(Event::IcmpRelayed), relayed);
+        assert_eq!(director.counters.events(Event::IcmpSent), 0);
+    });
+}
+
+#[test]
+fn an_error_counts_as_a_packet_and_moves_no_connection() {
+    for plan in plans() {
+        let (mut director, [tcp, _]) = Director::with_server(&plan, Method::Nat);
+        for frame in [Frame::from_client(&plan, TCP, SYN), Frame::from_server(&plan, TCP, SYN | ACK)] {
+            let port = if frame.to == plan.service { CLIENTS } else { SERVERS };
+            director.run(port, &frame.bytes());
+        }
+        director.run(CLIENTS, &Frame::from_client(&plan, TCP, ACK).bytes());
+        let before = tcp.view();
+        let (report, _) = from_server_side(&plan, TCP, 8);
+        director.run(SERVERS, &report.bytes());
+        let after = tcp.view();
+        assert_eq!(after.traffic.out_packets, before.traffic.out_packets + 1);
+        let connections = |view: &uvs_engine::service::ServiceView| view.destinations[0].connections;
+        assert_eq!(connections(&after), connections(&before));
+        assert_eq!(director.table.stats().connections4 + director.table.stats().connections6, 1);
+    }
+}
+
+#[test]
+fn direct_routing_passes_errors_as_they_are() {
+    established(Method::Direct, |director, plan, protocol| {
+        let plan = Plan { server: SocketAddr::new(plan.server.ip(), plan.service.port()), ..*plan };
+        let (report, relayed) = from_client_side(&plan, protocol, 8);
+        let expected = Report { to: report.to, quote: report.quote.clone(), ..relayed };
+        let (verdict, out) = director.run(CLIENTS, &report.bytes());
+        assert_eq!((verdict, out), (Verdict::Transmit(SERVERS), expected.bytes()));
+    });
+}
+
+#[test]
+fn what_is_not_about_a_connection_is_the_hosts() {
+    established(Method::Nat, |director, plan, protocol| {
+        let (report, _) = from_client_side(plan, protocol, 8);
+        let v4 = plan.client.is_ipv4();
+        let header = if v4 { 20 } else { 40 };
+        let of = |quote: Vec<u8>| Report { quote, ..report.clone() };
+        let changed = |at: usize, byte: u8| {
+            let mut quote = report.quote.clone();
+            quote[at] = byte;
+            of(quote)
+        };
+        let (protocol_at, icmp) = if v4 { (9, 1) } else { (6, 58) };
+        let mut table = vec![
+            ("an echo", Report { kind: if v4 { 8 } else { 128 }, ..report.clone() }),
+            ("a quote without a port's second byte", of(report.quote[..header + 3].to_vec())),
+            ("a quote of seven transport bytes", of(report.quote[..header + 7].to_vec())),
+            ("no quote", of(Vec::new())),
+            ("another version's quote", changed(0, if v4 { 0x65 } else { 0x40 })),
+            ("about ICMP", changed(protocol_at, icmp)),
+            ("about another port", changed(header + 1, 0xff)),
+            ("not to whom it quotes", Report { to: routers(plan)[1], ..report.clone() }),
+        ];
+        if v4 {
+            table.push(("a redirect", Report { kind: 5, ..report.clone() }));
+            table.push(("about a later fragment", changed(7, 1)));
+        }
+        for (what, report) in table {
+            let bytes = report.bytes();
+            assert_eq!(director.run(CLIENTS, &bytes), (Verdict::ToKernel, bytes), "{what}, {protocol}");
+        }
+        assert_eq!(director.counters.events(Event::IcmpRelayed), 0);
+    });
+}
+
+#[test]
+fn errors_that_are_dropped_are_answered_by_nothing() {
+    established(Method::Nat, |director, plan, protocol| {
+        let (report, _) = from_server_side(plan, protocol, 8);
+        let mut damaged = report.bytes();
+        *damaged.last_mut().unwrap() ^= 1;
+        let old = Report { ttl: 1, ..report.clone() };
+        let long = Report { quote: [report.quote.clone(), vec![0; 1600]].concat(), ..report.clone() };
+        for (bytes, reason) in [
+            (damaged, Reason::BadChecksum),
+            (old.bytes(), Reason::TtlExpired),
+            (long.bytes(), Reason::TooBig),
+        ] {
+            let (verdict, _) = director.run(SERVERS, &bytes);
+            assert_eq!(verdict, Verdict::Drop(reason));
+            assert_eq!(director.counters.drops(reason), 1);
+        }
+        assert_eq!(director.counters.events(Event::IcmpSent), 0);
+    });
+}
+
+#[test]
+fn an_error_about_a_removed_servers_packet_is_dropped() {
+    for plan in plans() {
+        let (mut director, services) = Director::with_server(&plan, Method::Nat);
+        director.run(CLIENTS, &Frame::from_client(&plan, UDP, 0).bytes());
+        for service in &services {
+            service.delete(plan.server, director.now).unwrap();
+        }
+        let (report, _) = from_client_side(&plan, UDP, 8);
+        let (verdict, _) = director.run(CLIENTS, &report.bytes());
+        assert_eq!(verdict, Verdict::Drop(Reason::DestinationGone));
+    }
+}
+
+#[test]
+fn a_real_server_is_told_by_the_directors_own_address() {
+    established(Method::Nat, |director, plan, protocol| {
+        let own: IpAddr = if plan.client.is_ipv4() { DIRECTOR4[1] } else { DIRECTOR6[1] }.parse().unwrap();
+        let frame = Frame { ttl: 1, ..Frame::from_server(plan, protocol, ACK) };
+        let (verdict, out) = director.run(SERVERS, &frame.bytes());
+        assert_eq!(verdict, Verdict::Transmit(SERVERS));
+        let parsed = etherparse::SlicedPacket::from_ethernet(&out).unwrap();
+        let (from, to): (IpAddr, IpAddr) = match parsed.net.unwrap() {
+            etherparse::NetSlice::Ipv4(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into())
+            }
+            etherparse::NetSlice::Ipv6(ip) => {
+                (ip.header().source_addr().into(), ip.header().destination_addr().into())
+            }
+            etherparse::NetSlice::Arp(_) => panic!("an IP packet"),
+        };
+        assert_eq!((from, to), (own, plan.server.ip()));
+        // Without an address of its own nobody believes it: it keeps silent.
+        director.snapshot.ports = (director.snapshot.ports.iter().cloned())
+            .map(|port| uvs_engine::snapshot::Port { addresses: [None; 2], ..port })
+            .collect();
+        assert_eq!(director.run(SERVERS, &frame.bytes()).0, Verdict::Drop(Reason::TtlExpired));
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// However much is quoted, in however many parts, behind whatever tag: etherparse writes the same message.
+    #[test]
+    fn any_length_of_quote(
+        v4: bool, tcp: bool, from_client: bool, more in 0_usize..900, transport in 8_usize..31,
+        vlan in prop::option::of(0_u16..4095), cut in 0_usize..900,
+    ) {
+        let [four, six] = plans();
+        let plan = if v4 { four } else { six };
+        let protocol = if tcp { TCP } else { UDP };
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        director.run(CLIENTS, &Frame::from_client(&plan, protocol, SYN).bytes());
+        let (port, to, (mut report, mut expected)) = if from_client {
+            (CLIENTS, SERVERS, from_client_side(&plan, protocol, transport))
+        } else {
+            (SERVERS, CLIENTS, from_server_side(&plan, protocol, transport))
+        };
+        let trailer: Vec<u8> = (0..more).map(|n| (n * 7) as u8).collect();
+        report.quote.extend(&trailer);
+        expected.quote.extend(&trailer);
+        let mut bytes = report.bytes();
+        if let Some(id) = vlan {
+            let [a, b] = id.to_be_bytes();
+            bytes.splice(12..12, [0x81, 0, a, b]);
+        }
+        let first = (14 + 4 + 40 + 8 + 40 + 8 + cut).min(bytes.len());
+        let (verdict, out) = director.run_parts(port, &[&bytes[..first], &bytes[first..]]);
+        prop_assert_eq!(verdict, Verdict::Transmit(to));
+        prop_assert_eq!(out, expected.bytes());
+    }
+
+    #[test]
+    fn no_damaged_error_panics(v4: bool, damage in prop::collection::vec((12_usize..110, any::<u8>()), 1..6), len in 0_usize..130) {
+        let [four, six] = plans();
+        let plan = if v4 { four } else { six };
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        director.run(CLIENTS, &Frame::from_client(&plan, UDP, 0).bytes());
+        let mut bytes = from_client_side(&plan, UDP, 8).0.bytes();
+        for (at, value) in damage {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = value;
+            }
+        }
+        bytes.truncate(len);
+        director.run(CLIENTS, &bytes);
+    }
+}
+
+/// The frames of a capture of classic pcap, little endian, Ethernet.
+fn capture(name: &str) -> Vec<Vec<u8>> {
+    let path = format!("{}/../tests/golden/pcap/{name}.pcap", env!("CARGO_MANIFEST_DIR"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let mut rest = &bytes[24..];
+    let mut frames = Vec::new();
+    while let Some((record, following)) = rest.split_first_chunk::<16>() {
+        let length = u32::from_le_bytes([record[8], record[9], record[10], record[11]]) as usize;
+        frames.push(following[..length].to_vec());
+        rest = &following[length..];
+    }
+    frames
+}
+
+/// What a capture holds: a client, a virtual service, a real server on the network of the device that its packets left by.
+#[derive(Clone, Copy)]
+struct Scene {
+    service: &'static str,
+    client: &'static str,
+    server: &'static str,
+    protocol: u8,
+    method: Method,
+}
+
+impl Scene {
+    /// A director of that network to which the client has spoken once.
+    fn director(&self) -> Director {
+        let mut director = Director::new();
+        let hops = director.snapshot.hops.clone();
+        let route = |text: &str, length, port| Route {
+            network: text.parse().unwrap(),
+            length,
+            target: Target::OnLink(port),
+        };
+        let mut routes = Routes::build([
+            route("10.1.0.0", 24, CLIENTS),
+            route("10.2.0.0", 16, SERVERS),
+            route("fd01::", 64, CLIENTS),
+            route("fd02::", 16, SERVERS),
+        ]);
+        for (port, address, mac) in
+            [(CLIENTS, at(self.client).ip(), CLIENT_MAC), (SERVERS, at(self.server).ip(), SERVER_MAC)]
+        {
+            routes = routes.with_neighbour(&hops, Neighbour { port, address }, mac).unwrap();
+        }
+        director.snapshot.routes = Arc::new(routes);
+        let plan = Plan {
+            client: at(self.client),
+            service: at(self.service),
+            server: at(self.server),
+            second: at(self.server),
+        };
+        for service in director.serve(plan.service) {
+            service.add(&destination(plan.server, self.method, &plan)).unwrap();
+        }
+        let first = Frame::from_client(&plan, self.protocol, SYN);
+        assert_eq!(director.run(CLIENTS, &first.bytes()).0, Verdict::Transmit(SERVERS));
+        director
+    }
+}
+
+fn to_port(mut frame: Vec<u8>, port: PortId) -> Vec<u8> {
+    frame[..6].copy_from_slice(&PORT_MACS[usize::from(port.0)]);
+    frame
+}
+
+#[test]
+fn errors_become_what_ipvs_made_of_them() {
+    let nat =
+        |service, client, server, protocol| Scene { service, client, server, protocol, method: Method::Nat };
+    let direct =
+        |service, client, server| Scene { service, client, server, protocol: UDP, method: Method::Direct };
+    let (first, second) = ("10.2.1.11:53", "10.2.2.12:53");
+    // Capture and number of the error as it came, of the error as IPVS sent it on.
+    for (what, scene, port, (came, nth), (left, as_nth)) in [
+        (
+            "closed port of a real server",
+            nat("10.0.0.1:99", "10.1.0.2:42001", "10.2.2.12:99", UDP),
+            SERVERS,
+            ("nat-icmp.d-dr2", 2),
+            ("nat-icmp.d-dc", 2),
+        ),
+        (
+            "the same, IPv6",
+            nat("[fd00::1]:99", "[fd01::2]:42001", "[fd02:2::12]:99", UDP),
+            SERVERS,
+            ("nat-icmp.d-dr2", 4),
+            ("nat-icmp.d-dc", 4),
+        ),
+        (
+            "closed port of the client",
+            nat("10.0.0.1:53", "10.1.0.2:43002", first, UDP),
+            CLIENTS,
+            ("nat-icmp.d-dc", 11),
+            ("nat-icmp.d-dr1", 3),
+        ),
+        (
+            "fragmentation needed",
+            nat("10.0.0.1:53", "10.1.0.2:41001", second, UDP),
+            CLIENTS,
+            ("nat-icmp.d-dc", 12),
+            ("nat-icmp.d-dr2", 5),
+        ),
+        (
+            "host unreachable, TCP",
+            nat("10.0.0.1:80", "10.1.0.2:40003", "10.2.2.12:80", TCP),
+            CLIENTS,
+            ("nat-icmp.d-dc", 13),
+            ("nat-icmp.d-dr2", 6),
+        ),
+        (
+            "packet too big, IPv6",
+            nat("[fd00::1]:53", "[fd01::2]:41001", "[fd02:2::12]:53", UDP),
+            CLIENTS,
+            ("nat-icmp.d-dc", 14),
+            ("nat-icmp.d-dr2", 7),
+        ),
+        (
+            "closed port behind a short link",
+            nat("10.0.0.1:53", "10.1.0.2:45002", first, UDP),
+            CLIENTS,
+            ("nat-mtu.c-c0", 7),
+            ("nat-mtu.d-dr1", 4),
+        ),
+        (
+            "directly routed: fragmentation needed",
+            direct("10.0.0.1:54", "10.1.0.2:44002", "10.2.2.12:54"),
+            CLIENTS,
+            ("dr-frag.c-c0", 8),
+            ("dr-frag.d-dr2", 5),
+        ),
+        (
+            "directly routed: closed port",
+            direct("10.0.0.1:53", "10.1.0.2:43002", first),
+            CLIENTS,
+            ("dr-frag.c-c0", 9),
+            ("dr-frag.d-dr1", 2),
+        ),
+        (
+            "directly routed: quoting 548 bytes",
+            direct("10.0.0.1:54", "10.1.0.2:44002", "10.2.2.12:54"),
+            CLIENTS,
+            ("dr-frag.c-c0", 10),
+            ("dr-frag.d-dr2", 6),
+        ),
+    ] {
+        let error = to_port(capture(came)[nth - 1].clone(), port);
+        let expected = &capture(left)[as_nth - 1];
+        let mut director = scene.director();
+        let (verdict, out) = director.run(port, &error);
+        let other = if port == CLIENTS { SERVERS } else { CLIENTS };
+        assert_eq!(verdict, Verdict::Transmit(other), "{what}");
+        assert_eq!(out[12..], expected[12..], "{what}");
+    }
+}
+
+/// Our own reports differ from Linux's in the IP header's identification, which ours do without (RFC 6864 §4.1), and in the
+/// flow label.
+#[test]
+fn reports_say_what_ipvs_said() {
+    let scene =
+        |service, client, server| Scene { service, client, server, protocol: UDP, method: Method::Nat };
+    for (what, scene, mtu, came, left) in [
+        (
+            "time exceeded",
+            scene("10.0.0.1:53", "10.1.0.2:43001", "10.2.1.11:53"),
+            1500,
+            ("nat-icmp.d-dc", 5),
+            ("nat-icmp.d-dc", 6),
+        ),
+        (
+            "fragmentation needed",
+            scene("10.0.0.1:53", "10.1.0.2:45001", "10.2.1.11:53"),
+            1300,
+            ("nat-mtu.c-c0", 1),
+            ("nat-mtu.c-c0", 2),
+        ),
+        (
+            "packet too big",
+            scene("[fd00::1]:53", "[fd01::2]:45003", "[fd02:1::11]:53"),
+            1300,
+            ("nat-mtu.c-c0", 4),
+            ("nat-mtu.c-c0", 5),
+        ),
+    ] {
+        let mut director = scene.director();
+        let mut ports = director.snapshot.ports.to_vec();
+        ports[1].mtu = mtu;
+        director.snapshot.ports = Arc::from(ports);
+        let packet = to_port(capture(came.0)[came.1 - 1].clone(), CLIENTS);
+        let expected = capture(left.0)[left.1 - 1].clone();
+        let (verdict, out) = director.run(CLIENTS, &packet);
+        assert_eq!(verdict, Verdict::Transmit(CLIENTS), "{what}");
+        let masked = |mut frame: Vec<u8>| {
+            let range = if frame[12] == 0x08 { [18..22, 24..26] } else { [15..18, 15..18] };
+            range.into_iter().for_each(|range| frame[range].fill(0));
+            frame.split_off(12)
+        };
+        assert_eq!(masked(out), masked(expected), "{what}");
+    }
+}
