@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use super::load::Load;
 use crate::api::{
     ConnectionEntry, DeviceStatus, DropCount, QueueStatus, Refusal, Request, Response, Status, TableStatus,
-    Timeouts, WorkerStatus,
+    WorkerStatus,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,11 +43,6 @@ impl Report {
         match request {
             Request::Connections { after } => self.connections(after.unwrap_or(0)),
             Request::Status => Response::Status(Box::new(self.status(snapshot, counters, servers, guarded))),
-            Request::Timeouts => Response::Timeouts(Timeouts {
-                tcp: snapshot.timeouts.tcp(uvs_conntrack::protocol::tcp::State::Established),
-                tcp_fin: snapshot.timeouts.tcp(uvs_conntrack::protocol::tcp::State::FinWait),
-                udp: snapshot.timeouts.udp(),
-            }),
             Request::Daemons => Response::Daemons(Vec::new()),
             Request::StopDaemon { .. } => Response::Refused(Refusal::NoDaemon),
             Request::StartDaemon(_) => Response::Refused(Refusal::Unsupported(
