@@ -38,6 +38,7 @@ pub(super) struct Plane {
     members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
     lingering: HashSet<Claim>,
     averages: Averages,
+    schedulers: uvs_schedulers::Registry,
     generation: u64,
     /// Services taken out of the snapshot that workers may still use.
     leaving: Vec<Arc<Service>>,
@@ -87,6 +88,7 @@ impl Plane {
             members: HashMap::new(),
             lingering: HashSet::new(),
             averages: Averages::default(),
+            schedulers: uvs_schedulers::Registry::default(),
             generation: 0,
             leaving: Vec::new(),
         }
@@ -163,7 +165,7 @@ impl Apply for Plane {
     }
 
     fn knows_scheduler(&self, name: &str) -> bool {
-        uvs_schedulers::by_name(name).is_some()
+        self.schedulers.names().any(|known| known == name)
     }
 
     fn knows_engine(&self, _name: &str) -> bool {
@@ -180,7 +182,7 @@ impl Apply for Plane {
             // Else the old one would take the new one's real servers with it.
             self.settle()?;
         }
-        let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
+        let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         let service =
             Service::new(key, &spec.scheduler, scheduler, self.destinations.clone()).map_err(refusal)?;
         service.set_flags(u32::from(spec.flags.0) << 3);
@@ -200,7 +202,7 @@ impl Apply for Plane {
 
     fn edit_service(&mut self, spec: &ServiceSpec) -> Result<(), Refusal> {
         let service = self.service(&spec.id)?;
-        let scheduler = uvs_schedulers::by_name(&spec.scheduler).ok_or(Refusal::SchedulerNotFound)?;
+        let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         service.set_scheduler(&spec.scheduler, scheduler);
         service.set_flags(u32::from(spec.flags.0) << 3);
         Ok(())
