@@ -10,6 +10,7 @@ use crate::api::{
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use uvs_engine::service::is_one_host;
 
 /// The longest state timeout in seconds, 31 days.
 pub const LONGEST_TIMEOUT: u32 = 31 * 24 * 3600;
@@ -232,7 +233,7 @@ impl<A: Apply> Registry<A> {
         if service.servers.by_address.contains_key(&server.address) {
             return Err(Refusal::ServerExists);
         }
-        if !may_be_server(server.address.ip()) {
+        if !is_one_host(server.address.ip()) {
             return Err(Refusal::Invalid);
         }
         self.check_method(&server)?;
@@ -389,19 +390,6 @@ fn check_server(service: &ServiceId, server: &ServerSpec) -> Result<(), Refusal>
     match server.method {
         Method::Tunnel(tunnel) if tunnel.kind == TunnelKind::Gue && tunnel.port == 0 => Err(Refusal::Invalid),
         _ => Ok(()),
-    }
-}
-
-/// A real server is one host: its address is unicast, and not bound to a link that nobody names.
-fn may_be_server(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => {
-            !(address.is_unspecified() || address.is_broadcast() || address.is_multicast())
-        }
-        IpAddr::V6(address) => {
-            let mapped = address.to_ipv4_mapped().is_some();
-            !(address.is_unspecified() || address.is_multicast() || address.is_unicast_link_local() || mapped)
-        }
     }
 }
 

@@ -141,11 +141,18 @@ impl DestinationConfig {
         if self.address.is_ipv4() != key.address.is_ipv4() {
             return Err(ServiceError::FamilyMismatch(self.address));
         }
-        let unicast = match self.address.ip() {
-            IpAddr::V4(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()),
-            IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local()),
-        };
-        if unicast { Ok(()) } else { Err(ServiceError::NotUnicast(self.address)) }
+        if is_one_host(self.address.ip()) { Ok(()) } else { Err(ServiceError::NotUnicast(self.address)) }
+    }
+}
+
+/// Whether a real server can have this address: it is unicast, and not bound to a link that nobody names.
+pub fn is_one_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()),
+        IpAddr::V6(ip) => {
+            let mapped = ip.to_ipv4_mapped().is_some();
+            !(ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local() || mapped)
+        }
     }
 }
 

@@ -262,3 +262,20 @@ fn the_same_scheduler_goes_on_where_it_was() {
     tcp.set_scheduler("wrr", uvs_schedulers::by_name("wrr").unwrap());
     assert_eq!(tcp.view().scheduler, "wrr");
 }
+
+#[test]
+fn a_real_server_is_one_host() {
+    for (address, may) in [
+        ("10.0.0.1", true),
+        ("0.0.0.0", false),
+        ("224.0.0.1", false),
+        ("255.255.255.255", false),
+        ("fd00::1", true),
+        ("::", false),
+        ("ff02::1", false),
+        ("fe80::1", false),
+        ("::ffff:10.0.0.1", false),
+    ] {
+        assert_eq!(uvs_engine::service::is_one_host(address.parse().unwrap()), may, "{address}");
+    }
+}
