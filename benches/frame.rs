@@ -18,7 +18,7 @@ use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::packet::checksum::{Sum, complete};
 use uvs_engine::packet::{ipv4, ipv6, protocol, tcp, udp};
 use uvs_engine::pipeline::{Pipeline, View};
-use uvs_engine::service::{DestinationConfig, Destinations, Service, ServiceKey};
+use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
 use uvs_engine::{BATCH, Packet, PortId, Snapshot, Verdict};
@@ -58,6 +58,7 @@ impl Case {
         let method = match self.method {
             Method::Nat => "nat",
             Method::Direct => "direct",
+            Method::FullNat => "fullnat",
         };
         let version = if self.v4 { "ipv4" } else { "ipv6" };
         let protocol = if self.protocol == protocol::TCP { "tcp" } else { "udp" };
@@ -76,7 +77,7 @@ impl Case {
         } else {
             IpAddr::from(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, number.into()))
         };
-        let port = if self.method == Method::Nat { 8080 } else { self.service().port() };
+        let port = if self.method == Method::Direct { self.service().port() } else { 8080 };
         SocketAddr::new(ip, port)
     }
 
@@ -224,6 +225,8 @@ impl Director {
             ServiceKey { address: case.service().ip(), port: case.service().port(), protocol: case.protocol };
         let scheduler = uvs_schedulers::by_name("rr").expect("round robin is built in");
         let service = Service::new(key, "rr", scheduler, destinations.clone()).expect("room for a service");
+        let local = destinations.locals().enter(case.server(0).ip());
+        service.set_locals(LocalPool::new(vec![(local, Ports::default())]));
         for number in 1..=SERVERS {
             let address = case.server(number);
             let config = DestinationConfig::new(address, case.method);

@@ -141,6 +141,8 @@ events! {
     ChecksumCompleted = "checksum_completed",
     /// A connection was replaced because its client opened a new one from the same port.
     ConnectionReused = "connection_reused",
+    /// A local port in TIME_WAIT, or after a reset, was used again.
+    LocalPortReused = "local_port_reused",
 }
 
 /// One worker's counters.

@@ -12,7 +12,9 @@ mod schedule;
 mod state;
 mod track;
 
+pub(crate) use egress::{Passage, Refused};
 pub(crate) use parse::{Kind, PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
+pub(crate) use track::Found;
 
 use crate::batch::{BATCH, Packet};
 use crate::counters::{Event, WorkerCounters};

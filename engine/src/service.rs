@@ -6,9 +6,11 @@
 
 mod destinations;
 mod error;
+mod local;
 
 pub use destinations::{Connections, Destinations};
 pub use error::ServiceError;
+pub use local::{LocalAddress, LocalPool, Locals, Ports};
 
 use crate::counters::Traffic;
 use crate::forward::Method;
@@ -188,10 +190,12 @@ pub struct ServiceView {
 
 /// A new connection's real server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Chosen {
+pub(crate) struct Chosen<'a> {
     pub(crate) id: DestinationId,
     pub(crate) address: SocketAddr,
     pub(crate) method: Method,
+    /// The local addresses of full NAT.
+    pub(crate) locals: &'a LocalPool,
 }
 
 /// One virtual service.
@@ -210,6 +214,7 @@ struct Core {
     /// By the index of their slot.
     members: Vec<Option<Member>>,
     slots: HashMap<SocketAddr, Slot>,
+    locals: Arc<LocalPool>,
     /// What real servers counted that are not members now.
     departed: Traffic,
     /// What the service's counters start from.
@@ -243,6 +248,7 @@ impl Service {
             balancer: Balancer::new(scheduler),
             members: Vec::new(),
             slots: HashMap::new(),
+            locals: Arc::default(),
             departed: Traffic::default(),
             base: Traffic::default(),
         };
@@ -355,6 +361,11 @@ impl Service {
         self.core().balancer.set_flags(flags);
     }
 
+    /// Sets the local addresses that new connections by full NAT use.
+    pub fn set_locals(&self, locals: Arc<LocalPool>) {
+        self.core().locals = locals;
+    }
+
     /// The service as a listing shows it.
     pub fn view(&self) -> ServiceView {
         let mut core = self.core();
@@ -431,14 +442,15 @@ impl Service {
     pub(crate) fn schedule(
         &self,
         request: &Request,
-        bind: impl FnOnce(&Chosen) -> Option<bool>,
+        bind: impl FnOnce(&Chosen<'_>) -> Option<bool>,
     ) -> Result<(), NoDestination> {
         let mut core = self.core();
         self.settle(&mut core);
         let slot = core.balancer.choose(request).ok_or(NoDestination)?;
         let member = core.members.get(slot.index()).and_then(Option::as_ref).ok_or(NoDestination)?;
         let id = member.place.id;
-        if let Some(active) = bind(&Chosen { id, address: member.address, method: member.method }) {
+        let (address, method, locals) = (member.address, member.method, &*core.locals);
+        if let Some(active) = bind(&Chosen { id, address, method, locals }) {
             self.destinations.began(id, active);
             let Connections { active, inactive } = self.destinations.connections(id);
             core.balancer.settle(slot, active, inactive);

@@ -71,6 +71,10 @@ reasons! {
     DestinationGone = "destination_gone",
     /// The connection table is full.
     TableFull = "table_full",
+    /// A connection by full NAT found no local address of the real server's IP version.
+    NoLocalAddress = "no_local_address",
+    /// No local address of the service has a free port towards the real server.
+    PortsExhausted = "ports_exhausted",
     /// No route leads to the next hop.
     NoRoute = "no_route",
     /// The route leads out of a device this director does not hold.

@@ -1,6 +1,7 @@
 //! How packets reach a real server: one file per method.
 
 pub(crate) mod direct;
+pub(crate) mod fullnat;
 pub(crate) mod icmp;
 pub(crate) mod nat;
 pub(crate) mod partial;
@@ -23,16 +24,21 @@ pub enum Method {
     /// go around the director.
     #[default]
     Direct,
+    /// Full NAT (`-b`): as masquerading, and the client's address gives way to a local one, so that replies come back
+    /// from wherever the real server is.
+    FullNat,
 }
 
 /// IPVS's number of masquerading among a connection's flags.
 const MASQUERADE: u16 = 0;
 /// IPVS's number of direct routing.
 const DIRECT_ROUTE: u16 = 3;
+/// The number of full NAT in the patch that brought it to IPVS.
+const FULL_NAT: u16 = 5;
 
 impl Method {
     /// Every method.
-    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct];
+    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::FullNat];
 
     /// The flags that a connection begins with, by their values in IPVS: the method, and whether no reply will
     /// be seen.
@@ -40,6 +46,7 @@ impl Method {
         match self {
             Method::Nat => MASQUERADE,
             Method::Direct => DIRECT_ROUTE | flags::NO_OUTPUT,
+            Method::FullNat => FULL_NAT,
         }
     }
 
@@ -49,13 +56,14 @@ impl Method {
         match flags & flags::FORWARD_MASK {
             MASQUERADE => Some(Method::Nat),
             DIRECT_ROUTE => Some(Method::Direct),
+            FULL_NAT => Some(Method::FullNat),
             _ => None,
         }
     }
 
     /// Whether replies come back through the director and must be found by the real server's side of the connection.
     pub(crate) fn sees_replies(self) -> bool {
-        self == Method::Nat
+        matches!(self, Method::Nat | Method::FullNat)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod tcp;
+pub mod tcp_options;
 pub mod udp;
 
 use crate::verdict::Reason;

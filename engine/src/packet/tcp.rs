@@ -12,6 +12,10 @@ pub mod field {
     use super::Range;
     /// Source and destination port.
     pub const PORTS: Range<usize> = 0..4;
+    /// Number of the first byte, or of SYN.
+    pub const SEQUENCE: Range<usize> = 4..8;
+    /// Number of the byte that is expected next.
+    pub const ACKNOWLEDGEMENT: Range<usize> = 8..12;
     /// Length of the header in 32-bit words, in the upper half.
     pub const DATA_OFFSET: usize = 12;
     /// Control bits.
@@ -66,6 +70,20 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Tcp<B> {
         u32::from_ne_bytes([a, b, c, d])
     }
 
+    /// Number of the first byte, or of SYN.
+    #[inline]
+    pub fn sequence(&self) -> u32 {
+        let [_, _, _, _, a, b, c, d, ..] = *self.0;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// Number of the byte that is expected next, when [`flag::ACK`] is set.
+    #[inline]
+    pub fn acknowledgement(&self) -> u32 {
+        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *self.0;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// Length of the header with its options, in bytes.
     #[inline]
     pub fn header_len(&self) -> usize {
@@ -91,6 +109,31 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Tcp<B> {
     pub fn translate(&mut self, ports: u32, delta: Delta) {
         let checksum = delta.apply(self.checksum());
         self.0[field::PORTS].copy_from_slice(&ports.to_ne_bytes());
+        self.set_checksum(checksum);
+    }
+
+    /// Adds to the sequence number, wrapping. Returns what that changes in the checksum.
+    #[inline]
+    pub fn add_to_sequence(&mut self, delta: u32) -> Delta {
+        let old = self.sequence();
+        let new = old.wrapping_add(delta);
+        self.0[field::SEQUENCE].copy_from_slice(&new.to_be_bytes());
+        Delta::default().word32(old.to_be(), new.to_be())
+    }
+
+    /// Adds to the acknowledgement number, wrapping. Returns what that changes in the checksum.
+    #[inline]
+    pub fn add_to_acknowledgement(&mut self, delta: u32) -> Delta {
+        let old = self.acknowledgement();
+        let new = old.wrapping_add(delta);
+        self.0[field::ACKNOWLEDGEMENT].copy_from_slice(&new.to_be_bytes());
+        Delta::default().word32(old.to_be(), new.to_be())
+    }
+
+    /// Lets the checksum account for what changed.
+    #[inline]
+    pub fn adjust(&mut self, delta: Delta) {
+        let checksum = delta.apply(self.checksum());
         self.set_checksum(checksum);
     }
 

@@ -6,7 +6,7 @@ use super::track::{Found, Tracker};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
-use crate::forward::{self, Method, direct, nat, partial};
+use crate::forward::{self, Method, direct, fullnat, nat, partial};
 use crate::nexthop::{Cached, HopWord, Resolved};
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
@@ -66,9 +66,9 @@ impl Way {
 
 /// A packet that goes no further, and what its sender is told.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Refused {
-    pub(super) reason: Reason,
-    pub(super) report: Option<Report>,
+pub(crate) struct Refused {
+    pub(crate) reason: Reason,
+    pub(crate) report: Option<Report>,
 }
 
 impl From<Reason> for Refused {
@@ -118,6 +118,7 @@ impl Passage<'_> {
         let parsed = self.parsed;
         match (method, &parsed.flow) {
             (Method::Direct, _) => Ok(direct::pass(packet, parsed)),
+            (Method::FullNat, _) => fullnat::translate(packet, self),
             (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
                 Some(other) => Ok(nat::translate4(packet, parsed, from, &other.reversed())),
                 None => Err(Reason::DestinationGone.into()),
@@ -165,7 +166,7 @@ impl Tracker {
         method: Method,
         to: &Flow,
     ) -> Result<(), Refused> {
-        if method == Method::Nat && parsed.flow.destination().port() != to.destination().port() {
+        if method.sees_replies() && parsed.flow.destination().port() != to.destination().port() {
             return Err(Reason::LocalServer.into());
         }
         self.complete(packet, parsed);

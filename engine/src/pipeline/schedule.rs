@@ -6,7 +6,11 @@ use super::parse::Parsed;
 use super::state::{self, Beginning};
 use super::track::Tracker;
 use crate::batch::Packet;
+use crate::counters::Event;
+use crate::forward::Method;
+use crate::forward::fullnat::{self, Wanted};
 use crate::forward::icmp::Report;
+use crate::packet::tcp::Tcp;
 use crate::service::{Chosen, NoDestination, Service, ServiceKey};
 use crate::verdict::{Reason, Verdict};
 use std::net::SocketAddr;
@@ -24,7 +28,7 @@ impl Tracker {
         if !can_be_answered(client.ip()) || client.ip() == address.ip() {
             return Verdict::Drop(Reason::Martian);
         }
-        match self.begin_connection(view, parsed, service) {
+        match self.begin_connection(view, packet, parsed, service) {
             Ok(Inserted { id, fresh: true }) => self.first(view, packet, parsed, id),
             // Another worker made it from an earlier packet, a moment ago.
             Ok(Inserted { id, fresh: false }) => {
@@ -35,7 +39,7 @@ impl Tracker {
                 let refused = Refused { reason: Reason::NoDestination, report };
                 self.refuse(view, packet, parsed, Direction::In, refused)
             }
-            Err(Refusal::TableFull) => Verdict::Drop(Reason::TableFull),
+            Err(Refusal::NotMade(reason)) => Verdict::Drop(reason),
         }
     }
 
@@ -43,15 +47,20 @@ impl Tracker {
     fn begin_connection(
         &mut self,
         view: &View<'_>,
+        packet: &Packet<'_>,
         parsed: &Parsed,
         service: &Service,
     ) -> Result<Inserted, Refusal> {
         let request =
             Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
-        let mut entered = Err(NotInserted::Full);
+        let mut entered = Err(Reason::TableFull);
         service.schedule(&request, |chosen| {
-            let connection = new_connection(view, parsed, chosen);
-            entered = self.handle.insert(&connection, view.now);
+            let mut connection = new_connection(view, parsed, chosen);
+            entered = if chosen.method == Method::FullNat {
+                self.enter_with_local_port(view, packet, parsed, chosen, &mut connection)
+            } else {
+                self.handle.insert(&connection, view.now).map_err(|_full| Reason::TableFull)
+            };
             let fresh = entered.as_ref().is_ok_and(|inserted| inserted.fresh);
             fresh.then(|| {
                 self.counters.connection(chosen.id);
@@ -60,7 +69,51 @@ impl Tracker {
         })?;
         Ok(entered?)
     }
+
+    /// Enters a connection by full NAT, with a local address and port that are its alone.
+    #[cold]
+    fn enter_with_local_port(
+        &mut self,
+        view: &View<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        chosen: &Chosen<'_>,
+        connection: &mut NewConnection,
+    ) -> Result<Inserted, Reason> {
+        let protocol = parsed.flow.protocol();
+        let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len());
+        let wanted = Wanted {
+            server: connection.real.source(),
+            protocol,
+            initial: tcp.map_or(0, |tcp| tcp.sequence()),
+            now: view.now,
+        };
+        let Tracker { handle, destinations, counters, .. } = self;
+        for _ in 0..CLAIMS {
+            let claim = fullnat::allocate(handle, chosen.locals, &wanted, |over| {
+                destinations.ended(over);
+                counters.count(Event::LocalPortReused, 1);
+            })?;
+            connection.real = claim.real;
+            connection.sequence = claim.sequence;
+            match handle.insert(connection, view.now) {
+                Ok(inserted) => {
+                    if inserted.fresh {
+                        claim.local.began();
+                    }
+                    return Ok(inserted);
+                }
+                Err(NotInserted::Full) => return Err(Reason::TableFull),
+                // Another worker was faster.
+                Err(NotInserted::ReplyTaken) => claim.local.conflicted(),
+            }
+        }
+        Err(Reason::PortsExhausted)
+    }
 }
+
+/// How often a connection tries to get a port that nobody else gets meanwhile.
+const CLAIMS: usize = 16;
 
 /// The service that a packet to its address, port and protocol is for.
 pub(super) fn service_of<'a>(view: &View<'a>, parsed: &Parsed) -> Option<&'a Service> {
@@ -72,7 +125,7 @@ pub(super) fn service_of<'a>(view: &View<'a>, parsed: &Parsed) -> Option<&'a Ser
 /// Why no connection was made.
 enum Refusal {
     NoDestination,
-    TableFull,
+    NotMade(Reason),
 }
 
 impl From<NoDestination> for Refusal {
@@ -81,13 +134,13 @@ impl From<NoDestination> for Refusal {
     }
 }
 
-impl From<NotInserted> for Refusal {
-    fn from(_: NotInserted) -> Self {
-        Refusal::TableFull
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Refusal::NotMade(reason)
     }
 }
 
-fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen) -> NewConnection {
+fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen<'_>) -> NewConnection {
     let (client, service) = (parsed.flow.source(), parsed.flow.destination());
     let port = if chosen.address.port() == 0 { service.port() } else { chosen.address.port() };
     let server = SocketAddr::new(chosen.address.ip(), port);
@@ -98,7 +151,7 @@ fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen) -> NewConne
         client: parsed.flow,
         real: Flow::new(server, client, parsed.flow.protocol()),
         index_reply: chosen.method.sees_replies(),
-        exclusive_reply: false,
+        exclusive_reply: chosen.method == Method::FullNat,
         destination: chosen.id,
         flags,
         state,

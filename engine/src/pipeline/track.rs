@@ -27,12 +27,12 @@ pub(super) struct Tracker {
 
 /// A packet's connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found<'a> {
-    pub(super) connection: Connection<'a>,
+pub(crate) struct Found<'a> {
+    pub(crate) connection: Connection<'a>,
     /// Its method, state and timeout when the packet came.
-    pub(super) meta: Meta,
+    pub(crate) meta: Meta,
     /// Which way the packet travels.
-    pub(super) direction: Direction,
+    pub(crate) direction: Direction,
 }
 
 impl Tracker {
@@ -193,7 +193,7 @@ impl Tracker {
     #[cold]
     fn end_connection(&mut self, hit: Hit) {
         if let Some(connection) = self.handle.remove(hit.id) {
-            self.destinations.ended(connection.destination(), connection.is_active());
+            self.destinations.ended(&connection);
         }
     }
 
@@ -201,7 +201,7 @@ impl Tracker {
     pub(super) fn sweep(&mut self, now: Tick, budget: usize) {
         let Tracker { handle, destinations, .. } = self;
         handle.sweep(now, budget, |connection| {
-            destinations.ended(connection.destination(), connection.is_active());
+            destinations.ended(connection);
         });
     }
 }

@@ -6,14 +6,15 @@
 
 use crate::chunked::Chunked;
 use crate::counters::{Counters, Traffic};
+use crate::forward::Method;
 use crate::plan::Plan;
-use crate::service::ServiceKey;
+use crate::service::{Locals, ServiceKey};
 use arc_swap::ArcSwapOption;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use uvs_conntrack::{DestinationId, SharedTable, Tick};
+use uvs_conntrack::{Connection, DestinationId, SharedTable, Tick};
 
 /// How long a removed destination without connections is remembered, in seconds (IPVS: 120).
 const TRASH_SECONDS: u32 = 120;
@@ -115,6 +116,7 @@ pub struct Destinations {
     runtimes: Chunked<Runtime>,
     noted: Chunked<Noted>,
     counters: Arc<Counters>,
+    locals: Locals,
     table: Arc<SharedTable>,
     registry: Mutex<Registry>,
 }
@@ -135,6 +137,7 @@ impl Destinations {
             runtimes: Chunked::new(capacity),
             noted: Chunked::new(capacity.max(SERVICES)),
             counters,
+            locals: Locals::default(),
             table,
             registry: Mutex::default(),
         })
@@ -182,8 +185,16 @@ impl Destinations {
     }
 
     /// A connection ended.
-    pub(crate) fn ended(&self, id: DestinationId, active: bool) {
-        self.change(id, 0_u64.wrapping_sub(one(active)));
+    pub(crate) fn ended(&self, connection: &Connection<'_>) {
+        self.change(connection.destination(), 0_u64.wrapping_sub(one(connection.is_active())));
+        if Method::of_flags(connection.meta().flags()) == Some(Method::FullNat) {
+            self.locals.ended(connection);
+        }
+    }
+
+    /// The local addresses of full NAT.
+    pub fn locals(&self) -> &Locals {
+        &self.locals
     }
 
     fn change(&self, id: DestinationId, by: u64) {

@@ -24,6 +24,8 @@ use uvs_engine::{Packet, PortId, Snapshot, Verdict};
 
 pub const CLIENTS: PortId = PortId(0);
 pub const SERVERS: PortId = PortId(1);
+/// The methods that leave a client's address and sequence numbers alone.
+pub const PLAIN: [Method; 2] = [Method::Nat, Method::Direct];
 /// Link-layer addresses of the director's ports.
 pub const PORT_MACS: [[u8; 6]; 2] = [[2, 0xd, 0, 0, 0, 0], [2, 0xd, 0, 0, 0, 1]];
 /// Addresses of the director's ports.
