@@ -93,11 +93,13 @@ fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) -> Resul
     let frame = packet.frame_mut();
     match Method::of_flags(meta.flags()).ok_or(Reason::DestinationGone)? {
         Method::Direct => quoted::age(frame, parsed),
-        Method::Nat => match (&parsed.flow, connection.flow(direction.reversed()).reversed()) {
-            (Flow::V4(from), Flow::V4(to)) => quoted::translate4(frame, parsed, from, &to),
-            (Flow::V6(from), Flow::V6(to)) => quoted::translate6(frame, parsed, from, &to),
-            _ => return Err(Reason::DestinationGone),
-        },
+        Method::Nat | Method::FullNat => {
+            match (&parsed.flow, connection.flow(direction.reversed()).reversed()) {
+                (Flow::V4(from), Flow::V4(to)) => quoted::translate4(frame, parsed, from, &to),
+                (Flow::V6(from), Flow::V6(to)) => quoted::translate6(frame, parsed, from, &to),
+                _ => return Err(Reason::DestinationGone),
+            }
+        }
     }
     Ok(())
 }
