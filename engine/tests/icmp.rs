@@ -14,6 +14,7 @@ use std::sync::Arc;
 use uvs_engine::counters::Event;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{Route, Routes, Target};
+use uvs_engine::service::{LocalPool, Ports};
 use uvs_engine::verdict::Neighbour;
 use uvs_engine::{PortId, Reason, Verdict};
 
@@ -213,6 +214,58 @@ fn an_error_counts_as_a_packet_and_moves_no_connection() {
     }
 }
 
+/// The director's address on the real servers' network.
+fn own_address(plan: &Plan) -> IpAddr {
+    if plan.client.is_ipv4() { DIRECTOR4[1] } else { DIRECTOR6[1] }.parse().unwrap()
+}
+
+/// The real server and its routers know the local address and sequence numbers of the director's; the client and its routers know
+/// neither. Each learns of its own packet.
+#[test]
+fn full_nat_hides_the_client_and_shifts_sequence_numbers() {
+    for plan in plans() {
+        for protocol in [TCP, UDP] {
+            let mut director = Director::new();
+            let local = director.destinations.locals().enter(own_address(&plan));
+            for service in director.serve(plan.service) {
+                service.set_locals(LocalPool::new(vec![(local.clone(), Ports::default())]));
+                service.add(&destination(plan.server, Method::FullNat, &plan)).unwrap();
+            }
+            let first = Frame::from_client(&plan, protocol, SYN);
+            let (verdict, sent) = director.run(CLIENTS, &first.bytes());
+            assert_eq!(verdict, Verdict::Transmit(SERVERS));
+            let transport = 14 + if plan.client.is_ipv4() { 20 } else { 40 };
+            let port = u16::from_be_bytes([sent[transport], sent[transport + 1]]);
+            let from_local = SocketAddr::new(local.address(), port);
+
+            // About the client's packet, as the real server got it.
+            let (report, relayed) = from_server_side(&plan, protocol, 8);
+            let report = Report { to: local.address(), quote: sent[14..transport + 8].to_vec(), ..report };
+            let mut quote = first.bytes()[14..transport + 8].to_vec();
+            // The checksum of UDP lies within the quote, and stays; so does the age of what was quoted.
+            quote[transport - 14 + 6..].copy_from_slice(&report.quote[transport - 14 + 6..]);
+            if protocol == TCP {
+                quote[transport - 14 + 4..].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
+            }
+            let ip = Frame { ttl: first.ttl - 1, ..first.clone() }.bytes();
+            quote[..transport - 14].copy_from_slice(&ip[14..transport]);
+            let relayed = Report { quote, ..relayed };
+            let (verdict, out) = director.run(SERVERS, &report.bytes());
+            assert_eq!(verdict, Verdict::Transmit(CLIENTS), "{protocol}");
+            assert_eq!(out, relayed.bytes(), "{protocol}");
+
+            // About the real server's packet, as the client got it: the server sees the local address complain.
+            let (report, relayed) = from_client_side(&plan, protocol, 8);
+            let reply = Frame::from_server(&plan, protocol, ACK).unmasqueraded(plan.service);
+            let quote = quote_with(&reply, plan.server, from_local, 8);
+            let relayed = Report { from: local.address(), quote, ..relayed };
+            let (verdict, out) = director.run(CLIENTS, &report.bytes());
+            assert_eq!(verdict, Verdict::Transmit(SERVERS), "{protocol}");
+            assert_eq!(out, relayed.bytes(), "{protocol}");
+        }
+    }
+}
+
 #[test]
 fn direct_routing_passes_errors_as_they_are() {
     established(Method::Direct, |director, plan, protocol| {
@@ -297,7 +350,7 @@ fn an_error_about_a_removed_servers_packet_is_dropped() {
 #[test]
 fn a_real_server_is_told_by_the_directors_own_address() {
     established(Method::Nat, |director, plan, protocol| {
-        let own: IpAddr = if plan.client.is_ipv4() { DIRECTOR4[1] } else { DIRECTOR6[1] }.parse().unwrap();
+        let own = own_address(plan);
         let frame = Frame { ttl: 1, ..Frame::from_server(plan, protocol, ACK) };
         let (verdict, out) = director.run(SERVERS, &frame.bytes());
         assert_eq!(verdict, Verdict::Transmit(SERVERS));

@@ -72,9 +72,11 @@ pub(crate) fn age(frame: &mut [u8], parsed: &Parsed) {
 /// hop older. The checksum of the quoted transport header stays what it was, as IPVS leaves it: nobody checks it, and of a
 /// cut packet nobody can.
 ///
+/// TCP's sequence number in the quote gets `shift` added (full NAT): its sender ignores errors about what it never sent.
+///
 /// The error goes where `to` goes. It comes from where it came, a router perhaps, unless `to` has another source than
 /// `from`: then its receiver must not see the first.
-pub(crate) fn translate4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4) {
+pub(crate) fn translate4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4, shift: u32) {
     let quoted = parsed.transport() + icmp::HEADER_LEN;
     let Some(Quote { transport, .. }) = Quote::parse4(frame, quoted) else { return };
     let reversed = to.reversed();
@@ -82,7 +84,7 @@ pub(crate) fn translate4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &F
         Ok(mut header) => header.readdress(reversed.addresses),
         Err(_) => return,
     };
-    delta = delta.plus(write_ports(frame, transport, reversed.ports));
+    delta = delta.plus(write_transport(frame, transport, &Flow::V4(reversed), shift));
     if let Ok(mut header) = Ipv4::parse_mut(frame, parsed.network()) {
         let source = if to.source() == from.source() { header.source() } else { to.source() };
         let old = header.addresses();
@@ -95,7 +97,7 @@ pub(crate) fn translate4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &F
 }
 
 /// As [`translate4`], for IPv6.
-pub(crate) fn translate6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6) {
+pub(crate) fn translate6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6, shift: u32) {
     let quoted = parsed.transport() + icmp::HEADER_LEN;
     let Some(Quote { transport, .. }) = Quote::parse6(frame, quoted) else { return };
     let reversed = to.reversed();
@@ -103,7 +105,7 @@ pub(crate) fn translate6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &F
         Ok(mut header) => header.readdress(&reversed.addresses),
         Err(_) => return,
     };
-    delta = delta.plus(write_ports(frame, transport, reversed.ports));
+    delta = delta.plus(write_transport(frame, transport, &Flow::V6(reversed), shift));
     if let Ok(mut header) = Ipv6::parse_mut(frame, parsed.network()) {
         let ([a, b, ..], [e, f, c, d]) = (header.addresses(), to.addresses);
         let source = if to.source() == from.source() { [a, b] } else { [e, f] };
@@ -121,13 +123,24 @@ fn addresses4([a, b, c, d]: [u8; 4], [e, f, g, h]: [u8; 4]) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Writes both ports at `frame[transport..]` and returns what that adds to a checksum over them.
-fn write_ports(frame: &mut [u8], transport: usize, ports: u32) -> Delta {
-    match frame.get_mut(transport..).and_then(<[u8]>::first_chunk_mut::<4>) {
-        Some(bytes) => {
-            let old = u32::from_ne_bytes(std::mem::replace(bytes, ports.to_ne_bytes()));
-            Delta::default().word32(old, ports)
-        }
-        None => Delta::default(),
+/// Writes both ports at `frame[transport..]`, and of TCP adds `shift` to the sequence number behind them. Returns what that adds
+/// to a checksum over them.
+fn write_transport(frame: &mut [u8], transport: usize, flow: &Flow, shift: u32) -> Delta {
+    let Some(bytes) = frame.get_mut(transport..).and_then(<[u8]>::first_chunk_mut::<TRANSPORT_BYTES>) else {
+        return Delta::default();
+    };
+    let [a, b, c, d, sequence @ ..] = *bytes;
+    let new = match flow {
+        Flow::V4(flow) => flow.ports,
+        Flow::V6(flow) => flow.ports,
+    };
+    let old = u32::from_ne_bytes([a, b, c, d]);
+    bytes[..4].copy_from_slice(&new.to_ne_bytes());
+    let delta = Delta::default().word32(old, new);
+    if flow.protocol() != protocol::TCP || shift == 0 {
+        return delta;
     }
+    let shifted = u32::from_be_bytes(sequence).wrapping_add(shift).to_be_bytes();
+    bytes[4..].copy_from_slice(&shifted);
+    delta.word32(u32::from_ne_bytes(sequence), u32::from_ne_bytes(shifted))
 }

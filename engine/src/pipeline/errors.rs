@@ -94,9 +94,14 @@ fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) -> Resul
     match Method::of_flags(meta.flags()).ok_or(Reason::DestinationGone)? {
         Method::Direct => quoted::age(frame, parsed),
         Method::Nat | Method::FullNat => {
+            // The client's sequence numbers are not those that the real server saw; the server's are its own on both sides.
+            let shift = match direction {
+                Direction::In => 0,
+                Direction::Out => connection.sequence().delta.wrapping_neg(),
+            };
             match (&parsed.flow, connection.flow(direction.reversed()).reversed()) {
-                (Flow::V4(from), Flow::V4(to)) => quoted::translate4(frame, parsed, from, &to),
-                (Flow::V6(from), Flow::V6(to)) => quoted::translate6(frame, parsed, from, &to),
+                (Flow::V4(from), Flow::V4(to)) => quoted::translate4(frame, parsed, from, &to, shift),
+                (Flow::V6(from), Flow::V6(to)) => quoted::translate6(frame, parsed, from, &to, shift),
                 _ => return Err(Reason::DestinationGone),
             }
         }
