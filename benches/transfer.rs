@@ -1,9 +1,9 @@
 //! How fast TCP flows through a director over plain veth, offloads left on.
 //!
-//! Prints Gbit/s of payload for each direction, through one and through four connections, for the steering program in native
-//! and in generic mode, and once more with the kernel alone routing the same way (by super-frames of up to 64 KiB, which
-//! native XDP makes a veth peer cut, and which in generic mode client and server are told not to build). The whole chain shares this machine's cores:
-//! client, server, the director and every copy between them. Needs root.
+//! Prints Gbit/s of payload for each direction, through one and through four connections, for the steering program in
+//! native and in generic mode, and once more with the kernel alone routing the same way (by super-frames of up to 64
+//! KiB, which native XDP makes a veth peer cut, and which in generic mode client and server are told not to build). The
+//! whole chain shares this machine's cores: client, server, the director and every copy between them. Needs root.
 
 use nix::sys::signal::Signal;
 use std::error::Error;
