@@ -1,5 +1,5 @@
 //! Network devices of the calling thread's namespace, asked of the kernel by `ioctl`: `/sys` may belong to another one.
-#![allow(unsafe_code)] // ioctl; see the SAFETY lines
+#![expect(unsafe_code, reason = "ioctl; see the SAFETY lines")]
 
 use super::Error;
 use std::ffi::c_char;

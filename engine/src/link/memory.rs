@@ -2,7 +2,7 @@
 //!
 //! A [`Frame`] is the right to touch one chunk. It can be neither copied nor made from a number outside this link, so a
 //! chunk is at any time either owned by whoever holds its token or by the kernel, never by both.
-#![allow(unsafe_code)] // shared memory with the kernel; see the SAFETY lines
+#![expect(unsafe_code, reason = "shared memory with the kernel; see the SAFETY lines")]
 
 use super::{Error, MAX_PARTS};
 use crate::batch::{BATCH, PortId};
@@ -122,7 +122,7 @@ impl Region {
     pub(super) unsafe fn adopt(&self, address: u64) -> (Frame, u16) {
         let index = address / u64::from(self.chunk);
         assert!(index < u64::from(self.count), "the kernel returned an address outside the region");
-        #[allow(clippy::cast_possible_truncation)] // below `count`, and below the chunk size
+        #[expect(clippy::cast_possible_truncation, reason = "below `count`, and below the chunk size")]
         (Frame { index: index as u32, region: self.identity }, (address % u64::from(self.chunk)) as u16)
     }
 }

@@ -5,7 +5,7 @@
 //! the slots, and reads the other's, with acquire ordering, before it touches them. Both sides keep the other's counter as
 //! last seen, and read the shared one again only when what they saw no longer suffices: the line it lies in belongs to the
 //! other processor.
-#![allow(unsafe_code)] // memory shared with the kernel; see the SAFETY lines
+#![expect(unsafe_code, reason = "memory shared with the kernel; see the SAFETY lines")]
 
 use super::sys::Mapping;
 use std::io;

@@ -141,7 +141,7 @@ impl Socket {
         };
         let offsets = sys::make_rings(&fd, sizes).map_err(failed("making AF_XDP rings"))?;
         let mapped = failed("mapping AF_XDP rings");
-        #[allow(clippy::cast_possible_wrap)] // 0x1_0000_0000 and 0x1_8000_0000
+        #[expect(clippy::cast_possible_wrap, reason = "0x1_0000_0000 and 0x1_8000_0000")]
         let (fill_page, completion_page) =
             (libc::XDP_UMEM_PGOFF_FILL_RING as i64, libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64);
         let receive =
@@ -231,7 +231,7 @@ impl Queue for Socket {
     }
 
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch) -> u64 {
-        #[allow(clippy::cast_possible_truncation)] // at most BATCH
+        #[expect(clippy::cast_possible_truncation, reason = "at most BATCH")]
         let room = batch.remaining_capacity() as u32;
         let (first, second) = self.receive.filled(room);
         let mut descriptors = first.iter().chain(second);
@@ -245,7 +245,7 @@ impl Queue for Socket {
                 if parts > MAX_PARTS {
                     pool.give(frame);
                 } else {
-                    #[allow(clippy::cast_possible_truncation)] // at most a chunk
+                    #[expect(clippy::cast_possible_truncation, reason = "at most a chunk")]
                     let len = descriptor.len as u16;
                     batch.push(Part { frame, start, len, port: self.port, more: descriptor.continued() });
                 }
@@ -253,7 +253,7 @@ impl Queue for Socket {
             refused += u64::from(parts > MAX_PARTS);
             taken += parts;
         }
-        #[allow(clippy::cast_possible_truncation)] // at most `room`
+        #[expect(clippy::cast_possible_truncation, reason = "at most `room`")]
         self.receive.release(taken as u32);
         refused
     }
@@ -262,7 +262,7 @@ impl Queue for Socket {
         if frame.len() > 1 && !self.multi_buffer {
             return Err(Reason::TooManyParts);
         }
-        #[allow(clippy::cast_possible_truncation)] // at most MAX_PARTS
+        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_PARTS")]
         let parts = frame.len() as u32;
         if self.transmit.vacant(parts) < parts {
             return Err(Reason::TxFull);
@@ -320,7 +320,7 @@ impl AsFd for Probe {
 }
 
 /// The token of a chunk the kernel returned in the receive or completion ring of a socket.
-#[allow(unsafe_code)] // the one place where chunks come back
+#[expect(unsafe_code, reason = "the one place where chunks come back")]
 fn adopt(region: &Region, address: u64) -> (crate::link::Frame, u16) {
     // SAFETY: these rings carry only chunks that were surrendered to the fill or transmit ring of the same socket, each once,
     // and the caller releases the slot so that it is not read again.

@@ -1,5 +1,5 @@
 //! The system calls of AF_XDP, each wrapped once.
-#![allow(unsafe_code)] // system calls and mappings; see the SAFETY lines
+#![expect(unsafe_code, reason = "system calls and mappings; see the SAFETY lines")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -56,7 +56,7 @@ impl Drop for Mapping {
 }
 
 /// The size of a `T`, as socket calls count.
-#[allow(clippy::cast_possible_truncation)] // a few dozen bytes
+#[expect(clippy::cast_possible_truncation, reason = "a few dozen bytes")]
 const fn size<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }
