@@ -17,6 +17,8 @@ pub mod field {
     pub const TOS: usize = 1;
     /// Length of header and payload, in bytes.
     pub const TOTAL_LENGTH: usize = 2;
+    /// Identification, which a packet's fragments share.
+    pub const ID: usize = 4;
     /// Flags and the fragment's offset in 8-byte units.
     pub const FRAGMENT: usize = 6;
     /// Time to live.
@@ -103,6 +105,24 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         Sum::of_header(&self.0).fold() == Sum::WHOLE
     }
 
+    /// Whether fragments of the same packet follow.
+    #[inline]
+    pub fn more_fragments(&self) -> bool {
+        be16(&self.0, field::FRAGMENT) & MORE_FRAGMENTS != 0
+    }
+
+    /// Where in its packet's payload the fragment's lies, in bytes.
+    #[inline]
+    pub fn fragment_offset(&self) -> usize {
+        usize::from(be16(&self.0, field::FRAGMENT) & OFFSET) * 8
+    }
+
+    /// Identification, which a packet's fragments share.
+    #[inline]
+    pub fn id(&self) -> u16 {
+        be16(&self.0, field::ID)
+    }
+
     /// Time to live.
     #[inline]
     pub fn ttl(&self) -> u8 {
@@ -168,6 +188,24 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         self.0[field::CHECKSUM].copy_from_slice(&delta.apply(old).to_ne_bytes());
     }
 
+    /// Sets the length of header and payload, in bytes. The checksum is for [`finish`] to set.
+    pub fn set_total_len(&mut self, length: u16) {
+        self.0[field::TOTAL_LENGTH..field::TOTAL_LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// Sets the identification. The checksum is for [`finish`] to set.
+    pub fn set_id(&mut self, id: u16) {
+        self.0[field::ID..field::ID + 2].copy_from_slice(&id.to_be_bytes());
+    }
+
+    /// Makes it a fragment whose payload lies `offset` bytes (a multiple of eight, below 2^16) into its packet's. The
+    /// checksum is for [`finish`] to set.
+    pub fn set_fragment(&mut self, offset: usize, more: bool) {
+        let units = u16::try_from(offset / 8).unwrap_or(OFFSET) & OFFSET;
+        let word = units | if more { MORE_FRAGMENTS } else { 0 };
+        self.0[field::FRAGMENT..field::FRAGMENT + 2].copy_from_slice(&word.to_be_bytes());
+    }
+
     /// Writes a whole header without options for a packet of `payload` bytes, not to be fragmented.
     pub fn emit(&mut self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, ttl: u8, payload: u16) {
         let [fragment, _] = DONT_FRAGMENT.to_be_bytes();
@@ -179,6 +217,36 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         let checksum = Sum::of(&self.0[..]).checksum();
         self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
     }
+}
+
+/// Computes the checksum of the header at `bytes[offset..]`, options included. None: it is not there.
+pub fn finish(bytes: &mut [u8], offset: usize) -> Option<()> {
+    let length = usize::from(bytes.get(offset)? & 0xf) * 4;
+    let header = bytes.get_mut(offset..offset + length)?;
+    let field = header.get_mut(field::CHECKSUM)?;
+    field.fill(0);
+    let checksum = Sum::of(header).checksum();
+    header[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
+    Some(())
+}
+
+/// Puts nothing in the place of those options of the header at `bytes[offset..]` that only the first fragment carries (RFC 791
+/// §3.1: the copied flag), as the kernel does. None: it is not there.
+pub fn drop_first_options(bytes: &mut [u8], offset: usize) -> Option<()> {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const COPIED: u8 = 0x80;
+    let length = usize::from(bytes.get(offset)? & 0xf) * 4;
+    let mut options = bytes.get_mut(offset + HEADER_LEN..offset + length)?;
+    while let Some(&kind) = options.first().filter(|kind| **kind != END) {
+        let length = if kind == NOTHING { 1 } else { usize::from(*options.get(1)?) };
+        let (option, rest) = options.split_at_mut_checked(length).filter(|(option, _)| !option.is_empty())?;
+        if kind & COPIED == 0 {
+            option.fill(NOTHING);
+        }
+        options = rest;
+    }
+    Some(())
 }
 
 #[cfg(test)]

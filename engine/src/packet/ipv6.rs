@@ -27,7 +27,10 @@ pub mod field {
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// Protocol number of a fragment header.
+pub const FRAGMENT: u8 = 44;
+/// Length of a fragment header, in bytes.
+pub const FRAGMENT_HEADER_LEN: usize = 8;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 const NO_NEXT_HEADER: u8 = 59;
@@ -122,6 +125,16 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
         delta
     }
 
+    /// Sets the length of everything after the fixed header, in bytes.
+    pub fn set_payload_len(&mut self, length: u16) {
+        self.0[field::PAYLOAD_LENGTH..field::PAYLOAD_LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// Sets the protocol of the payload, or of the first extension header.
+    pub fn set_next_header(&mut self, next: u8) {
+        self.0[field::NEXT_HEADER] = next;
+    }
+
     /// Writes a whole header for a packet of `payload` bytes.
     pub fn emit(&mut self, source: Ipv6Addr, destination: Ipv6Addr, next: u8, hop_limit: u8, payload: u16) {
         let length = payload.to_be_bytes();
@@ -129,6 +142,20 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
         self.0[8..24].copy_from_slice(&source.octets());
         self.0[24..40].copy_from_slice(&destination.octets());
     }
+}
+
+/// A fragment header (RFC 8200 §4.5) before a payload of protocol `next`; the offset is for [`set_fragment`] to set.
+pub fn fragment_header(next: u8, id: u32) -> [u8; FRAGMENT_HEADER_LEN] {
+    let [a, b, c, d] = id.to_be_bytes();
+    [next, 0, 0, 0, a, b, c, d]
+}
+
+/// Makes the fragment header at `bytes[at..]` that of a fragment whose payload lies `offset` bytes (a multiple of eight, below
+/// 2^16) into its packet's. None: it is not there.
+pub fn set_fragment(bytes: &mut [u8], at: usize, offset: usize, more: bool) -> Option<()> {
+    let word = u16::try_from(offset).ok()? & 0xfff8 | u16::from(more);
+    bytes.get_mut(at + 2..at + 4)?.copy_from_slice(&word.to_be_bytes());
+    Some(())
 }
 
 /// What lies behind the extension headers.

@@ -32,8 +32,12 @@ pub mod flag {
     pub const SYN: u8 = 0x02;
     /// Reset the connection.
     pub const RST: u8 = 0x04;
+    /// Give the data to the application.
+    pub const PSH: u8 = 0x08;
     /// The acknowledgement field counts.
     pub const ACK: u8 = 0x10;
+    /// The sender has slowed down (RFC 3168).
+    pub const CWR: u8 = 0x80;
 }
 
 /// A view of a header's fixed part.
@@ -135,6 +139,11 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Tcp<B> {
     pub fn adjust(&mut self, delta: Delta) {
         let checksum = delta.apply(self.checksum());
         self.set_checksum(checksum);
+    }
+
+    /// Sets the control bits, and nothing else.
+    pub fn set_flags(&mut self, flags: u8) {
+        self.0[field::FLAGS] = flags;
     }
 
     /// Sets the checksum field.
