@@ -1,9 +1,9 @@
 //! How fast TCP flows through a director over plain veth, offloads left on.
 //!
-//! Prints Gbit/s of payload for each direction, through one and through four connections, for the steering program in
-//! native and in generic mode, and once more with the kernel alone routing the same way (by super-frames of up to 64
-//! KiB, which native XDP makes a veth peer cut, and which in generic mode client and server are told not to build). The
-//! whole chain shares this machine's cores: client, server, the director and every copy between them. Needs root.
+//! Prints Gbit/s of payload for each direction, through one and through four connections, for the steering program in native
+//! and in generic mode, and once more with the kernel alone routing the same way (by super-frames of up to 64 KiB, which
+//! native XDP makes a veth peer cut, and which in generic mode the director cuts). The whole chain shares this machine's
+//! cores: client, server, the director and every copy between them. Needs root.
 
 use nix::sys::signal::Signal;
 use std::error::Error;
@@ -38,11 +38,6 @@ fn measure(name: &str, mtu: u32, mode: Option<&str>) -> Result<(), Failure> {
     let topology = Topology::build(&Plan { mtu, servers: 1, ..Plan::default() })?;
     let server = SocketAddr::new(topology.server_address(0, V4), 80);
     let _server = Server::start(&topology.servers[0], server, "rs1")?;
-    if mode == Some("generic") {
-        for sender in [&topology.client, &topology.servers[0]] {
-            sender.net().send_no_super_frames("eth0")?;
-        }
-    }
     let director = mode.map(|mode| start(&topology, server, mode)).transpose()?;
     let target = if director.is_some() { service(&topology) } else { server };
     for connections in [1, 4] {

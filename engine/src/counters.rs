@@ -131,6 +131,10 @@ macro_rules! events {
 events! {
     /// A frame was given back to the host's own stack.
     ToKernel = "to_kernel",
+    /// A frame made of many TCP segments was cut into such.
+    Segmented = "segmented",
+    /// A packet too long for its next link was sent in fragments.
+    Fragmented = "fragmented",
     /// An ICMP error took a dropped packet's place.
     IcmpSent = "icmp_sent",
     /// An ICMP error of somebody else about a connection's packet went on to that packet's sender.

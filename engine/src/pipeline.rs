@@ -123,6 +123,8 @@ impl Pipeline {
     fn count(&self, verdict: Verdict) {
         let counters = &self.tracker.counters;
         match verdict {
+            Verdict::Fragment(..) => counters.count(Event::Fragmented, 1),
+            Verdict::Segment(_) => counters.count(Event::Segmented, 1),
             Verdict::ToKernel => counters.count(Event::ToKernel, 1),
             Verdict::Drop(reason) => counters.dropped(reason),
             // Whoever carries these out counts them.

@@ -8,6 +8,11 @@ use std::net::IpAddr;
 pub enum Verdict {
     /// Send it, as rewritten, out of this device.
     Transmit(PortId),
+    /// Send it, as rewritten, out of this device, in fragments whose IP packets have at most that many bytes.
+    Fragment(PortId, u16),
+    /// A TCP super-frame, unchanged: the worker cuts it into segments whose IP packets have at most that many bytes, and runs
+    /// those through the pipeline.
+    Segment(u16),
     /// Not ours after all: the host's own stack gets it, unchanged but for completed checksums.
     ToKernel,
     /// Its next hop has no link-layer address yet. The frame is unchanged; the worker keeps it, has the neighbour
@@ -89,6 +94,8 @@ reasons! {
     LocalServer = "local_server",
     /// The frame is longer than the egress device takes.
     TooBig = "too_big",
+    /// No frame was free to cut a longer one into.
+    NoFrames = "no_frames",
     /// The egress device's transmit ring was full.
     TxFull = "tx_full",
     /// The other worker's hand-off ring was full.

@@ -5,6 +5,7 @@
 
 mod bell;
 mod crew;
+mod cut;
 mod handoff;
 mod hands;
 mod hold;
@@ -97,13 +98,11 @@ impl<P: Process> Worker<P> {
         for queue in 0..hands.queues() {
             hands.receive(queue, batch, process);
             worked |= !batch.is_empty();
-            let verdicts = judge(process, snapshot, now, batch, region);
-            hands.carry_out(batch, &verdicts, None, now, process);
+            hands.work(batch, &Round { snapshot, now, region, held_since: None }, process);
         }
         for (frame, since) in hands.take_held(snapshot.generation, now).into_iter().flatten() {
             batch.extend(frame);
-            let verdicts = judge(process, snapshot, now, batch, region);
-            hands.carry_out(batch, &verdicts, Some(since), now, process);
+            hands.work(batch, &Round { snapshot, now, region, held_since: Some(since) }, process);
         }
         worked |= hands.collect(process);
         worked |= hands.tend(now);
@@ -119,14 +118,19 @@ impl<P: Process> Worker<P> {
     }
 }
 
-/// Has the frames of `batch` judged: one verdict for each, in order. Their places are updated to what was rewritten.
-fn judge<P: Process>(
-    process: &mut P,
-    snapshot: &Snapshot,
+/// What the frames of one batch are judged by.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    snapshot: &'a Snapshot,
     now: Tick,
-    batch: &mut Batch,
-    region: &Region,
-) -> ArrayVec<Verdict, BATCH> {
+    region: &'a Region,
+    /// When they were first held, if they were.
+    held_since: Option<Tick>,
+}
+
+/// Has the frames of `batch` judged: one verdict for each, in order. Their places are updated to what was rewritten.
+fn judge<P: Process>(process: &mut P, round: &Round<'_>, batch: &mut Batch) -> ArrayVec<Verdict, BATCH> {
+    let Round { snapshot, now, region, .. } = *round;
     if batch.is_empty() {
         return ArrayVec::new();
     }

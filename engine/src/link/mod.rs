@@ -16,9 +16,12 @@ use crate::verdict::Reason;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Parts a frame may have: what the kernel takes on transmit (one linear part and `MAX_SKB_FRAGS` more). In chunks of
-/// 4096 bytes this is room for a frame of 64 KiB.
-pub const MAX_PARTS: usize = 18;
+/// Parts a frame may have: room for a frame of 64 KiB in chunks of 2048 bytes.
+pub const MAX_PARTS: usize = 37;
+
+/// Parts a frame may have that is sent: one linear part and the kernel's `MAX_SKB_FRAGS` more. In chunks of 4096 bytes this is
+/// room for a frame of 64 KiB; in smaller ones the longest frames can be received, and sent after they were cut.
+pub const MAX_SENT_PARTS: usize = 18;
 
 /// One receive queue of one device with the transmit side that belongs to it, owned by one worker.
 pub trait Queue: Send {
@@ -32,7 +35,7 @@ pub trait Queue: Send {
     /// Takes `frame` to send it; leaves it where it is and says why when it cannot.
     ///
     /// # Errors
-    /// [`Reason::TxFull`] when there is no room, [`Reason::TooManyParts`] when this device takes frames of one part only.
+    /// [`Reason::TxFull`] when there is no room, [`Reason::TooManyParts`] when this device takes frames of fewer parts only.
     fn transmit(&mut self, frame: &mut Parts) -> Result<(), Reason>;
 
     /// Shows the kernel what was given to [`Queue::transmit`], takes back frames that were sent, offers new ones to

@@ -108,6 +108,16 @@ impl Iterator for Segments<'_> {
 }
 
 impl Segments<'_> {
+    /// How many segments there are in all.
+    pub fn len(&self) -> usize {
+        self.payload.len().div_ceil(self.size).max(1)
+    }
+
+    /// Always false: a segment without data is one too.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
     /// Makes `headers` those of the segment with the data `payload`. None cannot happen: they were parsed before.
     fn write(&self, headers: &mut [u8], payload: Range<usize>) -> Option<()> {
         let first = payload.start == self.payload.start;

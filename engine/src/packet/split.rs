@@ -26,7 +26,10 @@ pub struct Fragments {
 #[derive(Clone, Copy, Debug)]
 enum Version {
     /// The packet may be a fragment itself: of what it says of that, the later ones count on.
-    V4 { offset: usize, more: bool },
+    V4 {
+        offset: usize,
+        more: bool,
+    },
     V6,
 }
 

@@ -1,13 +1,15 @@
 //! The last stage: the next hop, the rewrite, the verdict.
 
 use super::View;
-use super::parse::Parsed;
+use super::parse::{Kind, Parsed};
 use super::track::{Found, Tracker};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::{self, Method, direct, fullnat, nat, partial};
 use crate::nexthop::{Cached, HopWord, Resolved};
+use crate::packet::protocol;
+use crate::packet::tcp::flag;
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::net::IpAddr;
@@ -91,7 +93,8 @@ pub(crate) struct Passage<'a> {
 }
 
 impl Passage<'_> {
-    /// Whether the packet may go on: the next link is up, it has hops left, and the link takes packets of its length.
+    /// Whether the packet may go on: the next link is up, it has hops left, and the link takes packets of its length or of
+    /// its fragments.
     #[inline]
     fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
         let Passage { parsed, egress, .. } = self;
@@ -101,14 +104,20 @@ impl Passage<'_> {
         if parsed.hops_left <= 1 {
             return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
         }
-        if parsed.packet_len() > egress.mtu as usize {
-            let told = parsed.must_not_be_fragmented(packet.frame());
-            return Err(Refused {
-                reason: Reason::TooBig,
-                report: told.then_some(Report::TooBig(egress.mtu)),
-            });
+        if parsed.packet_len() > egress.mtu as usize && parsed.must_not_be_fragmented(packet.frame()) {
+            let report = Some(Report::TooBig(egress.mtu));
+            return Err(Refused { reason: Reason::TooBig, report });
         }
         Ok(())
+    }
+
+    /// The verdict for the packet, rewritten and addressed to its next hop.
+    #[inline]
+    fn verdict(&self, port: PortId) -> Verdict {
+        if self.parsed.packet_len() > self.egress.mtu as usize {
+            return Verdict::Fragment(port, u16::try_from(self.egress.mtu).unwrap_or(u16::MAX));
+        }
+        Verdict::Transmit(port)
     }
 
     /// Makes the packet what its method sends. Returns whether its checksum was unfinished and is complete now.
@@ -132,7 +141,7 @@ impl Passage<'_> {
 }
 
 impl Tracker {
-    /// Rewrites the packet as its connection's, to be sent by the device returned. None: it is for this host itself.
+    /// Rewrites the packet as its connection's, to be sent or, where it is for this host itself, to be given back.
     #[inline]
     pub(super) fn forward(
         &self,
@@ -141,11 +150,11 @@ impl Tracker {
         parsed: &Parsed,
         found: &Found<'_>,
         way: Way,
-    ) -> Result<Option<PortId>, Refused> {
+    ) -> Result<Verdict, Refused> {
         let method = Method::of_flags(found.meta.flags()).ok_or(Reason::DestinationGone)?;
         let Way::Hop(hop) = way else {
             let to = found.connection.flow(found.direction.reversed()).reversed();
-            return self.deliver(packet, parsed, method, &to).map(|()| None);
+            return self.deliver(packet, parsed, method, &to).map(|()| Verdict::ToKernel);
         };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         let passage = Passage { parsed, found, hop, egress };
@@ -153,7 +162,29 @@ impl Tracker {
         if passage.rewrite(packet, method)? {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        Ok(Some(forward::send(packet, parsed, passage.hop, egress)?))
+        Ok(passage.verdict(forward::send(packet, parsed, passage.hop, egress)?))
+    }
+
+    /// A TCP super-frame that is longer than the way it has to go takes: it is cut into segments for that way, before anything
+    /// is counted. A segment that is too long by itself is not: its sender has to be told.
+    #[inline]
+    pub(super) fn too_long(
+        &self,
+        view: &View<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        way: Way,
+    ) -> Option<Verdict> {
+        let Way::Hop(hop) = way else { return None };
+        let egress = view.snapshot.ports.get(usize::from(hop.port().0))?;
+        if parsed.packet_len() <= egress.mtu as usize {
+            return None;
+        }
+        let ingress = view.snapshot.ports.get(usize::from(packet.port().0))?;
+        let data = parsed.flow.protocol() == protocol::TCP
+            && parsed.tcp_flags & (flag::SYN | flag::RST | flag::URG) == 0;
+        let merged = data && parsed.kind == Kind::Whole && parsed.packet_len() > ingress.mtu as usize;
+        merged.then(|| Verdict::Segment(u16::try_from(egress.mtu).unwrap_or(u16::MAX)))
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where

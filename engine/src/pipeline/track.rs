@@ -132,6 +132,9 @@ impl Tracker {
                 Err(verdict) => return verdict,
             },
         };
+        if let Some(verdict) = self.too_long(view, packet, parsed, way) {
+            return verdict;
+        }
         self.advance(view, parsed, &found);
         connection.touch(hit.direction, view.now);
         // IPVS counts nothing for a real server that was removed: no listing shows it.
@@ -140,8 +143,7 @@ impl Tracker {
             self.traffic.packet(hit.direction, parsed.packet_len() as u64);
         }
         match self.forward(view, packet, parsed, &found, way) {
-            Ok(Some(port)) => Verdict::Transmit(port),
-            Ok(None) => Verdict::ToKernel,
+            Ok(verdict) => verdict,
             Err(refused) => self.refuse(view, packet, parsed, hit.direction, refused),
         }
     }
@@ -164,8 +166,7 @@ impl Tracker {
         self.traffic.packet(Direction::In, parsed.packet_len() as u64);
         let found = Found { connection, meta: connection.meta(), direction: Direction::In };
         match self.forward(view, packet, parsed, &found, way) {
-            Ok(Some(port)) => Verdict::Transmit(port),
-            Ok(None) => Verdict::ToKernel,
+            Ok(verdict) => verdict,
             Err(refused) => self.refuse(view, packet, parsed, Direction::In, refused),
         }
     }

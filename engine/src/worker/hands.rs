@@ -5,11 +5,11 @@ use super::handoff::{Mailbox, Reader};
 use super::hold::{Holding, Kept, is_given_up};
 use super::notice::{Notice, Notices};
 use super::tally::Tally;
-use super::{Process, WayBack};
+use super::{Process, Round, WayBack, cut, judge};
 use crate::batch::PortId;
-use crate::link::{Batch, Gone, MAX_PARTS, Parts, Pool, Queue, Sending};
+use crate::link::{Batch, Gone, Parts, Pool, Queue, Sending};
+use crate::packet::{segment, split};
 use crate::verdict::{Neighbour, Reason, Verdict};
-use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +61,8 @@ pub(super) struct Hands {
     holding: Holding,
     /// The queue whose frames are being carried out.
     from: usize,
+    /// Packets fragmented so far: the next one's identification, where it has none of its own.
+    fragmented: u32,
     /// Workers that were posted something since the last announcement.
     posted: u64,
     stuck: bool,
@@ -75,6 +77,7 @@ impl Hands {
             egress: vec![],
             holding: Holding::default(),
             from: 0,
+            fragmented: 0,
             posted: 0,
             stuck: false,
             checked: Tick::default(),
@@ -102,16 +105,9 @@ impl Hands {
         }
     }
 
-    /// Carries out one verdict per frame of `batch`, which is empty afterwards. `held_since` is
-    /// when they were first held, if they were.
-    pub(super) fn carry_out(
-        &mut self,
-        batch: &mut Batch,
-        verdicts: &[Verdict],
-        held_since: Option<Tick>,
-        now: Tick,
-        process: &mut impl Process,
-    ) {
+    /// Has the frames of `batch` judged and carries out the verdicts in their order. The batch is empty afterwards.
+    pub(super) fn work(&mut self, batch: &mut Batch, round: &Round<'_>, process: &mut impl Process) {
+        let verdicts = judge(process, round, batch);
         let mut parts = batch.drain(..);
         let mut frame = Parts::new();
         for verdict in verdicts {
@@ -122,10 +118,12 @@ impl Hands {
                     break;
                 }
             }
-            let done = match *verdict {
+            let done = match verdict {
                 Verdict::Transmit(port) => self.transmit(&mut frame, port),
+                Verdict::Fragment(port, limit) => self.fragment(&frame, port, limit, round, process),
+                Verdict::Segment(limit) => self.segment(&frame, limit, round, process),
                 Verdict::ToKernel => self.give_back(&frame),
-                Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, held_since, now),
+                Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, round),
                 Verdict::Drop(_) => Ok(()),
             };
             if let Err(reason) = done {
@@ -133,6 +131,64 @@ impl Hands {
             }
             self.tools.pool.give_all(&mut frame);
         }
+    }
+
+    /// Cuts a super-frame and works on its segments, before the frames that came after it: order is kept.
+    #[cold]
+    fn segment(
+        &mut self,
+        frame: &Parts,
+        limit: u16,
+        round: &Round<'_>,
+        process: &mut impl Process,
+    ) -> Result<(), Reason> {
+        let slices = cut::slices(frame, round.region);
+        let segments = segment::segments(&slices, limit.into())?;
+        // What fits already would come back as it is, again and again.
+        if segments.len() < 2 {
+            return Err(Reason::TooBig);
+        }
+        let port = frame.first().map_or(PortId(0), |part| part.port);
+        let mut batch = Batch::new();
+        for piece in segments {
+            match cut::lay(&mut self.tools.pool, &slices, &piece, port) {
+                Ok(laid) => {
+                    if batch.remaining_capacity() < laid.len() {
+                        self.work(&mut batch, round, process);
+                    }
+                    batch.extend(laid);
+                }
+                Err(reason) => process.dropped(reason),
+            }
+        }
+        self.work(&mut batch, round, process);
+        Ok(())
+    }
+
+    /// Sends a packet that is too long for its next link in fragments.
+    #[cold]
+    fn fragment(
+        &mut self,
+        frame: &Parts,
+        port: PortId,
+        limit: u16,
+        round: &Round<'_>,
+        process: &mut impl Process,
+    ) -> Result<(), Reason> {
+        let slices = cut::slices(frame, round.region);
+        self.fragmented = self.fragmented.wrapping_add(1);
+        for piece in split::fragments(&slices, limit.into(), self.fragmented)? {
+            let laid = cut::lay(&mut self.tools.pool, &slices, &piece, port);
+            let sent = laid.and_then(|mut laid| {
+                let sent = self.transmit(&mut laid, port);
+                self.tools.pool.give_all(&mut laid);
+                sent
+            });
+            if let Err(reason) = sent {
+                process.dropped(reason);
+            }
+        }
+        Ok(())
     }
 
     /// Puts a frame on its way out of device `port`. It stays in `frame` when it was copied or refused.
@@ -167,21 +223,15 @@ impl Hands {
     fn give_back(&mut self, frame: &Parts) -> Result<(), Reason> {
         let tools = &mut self.tools;
         let region = tools.pool.region();
-        let parts: ArrayVec<&[u8], MAX_PARTS> = frame.iter().map(|part| part.bytes(region)).collect();
-        if !(tools.way_back)(&parts) {
+        if !(tools.way_back)(&cut::slices(frame, region)) {
             return Err(Reason::WayBackFull);
         }
         tools.tally.returned.add(1);
         Ok(())
     }
 
-    fn hold(
-        &mut self,
-        frame: &mut Parts,
-        on: Neighbour,
-        held_since: Option<Tick>,
-        now: Tick,
-    ) -> Result<(), Reason> {
+    fn hold(&mut self, frame: &mut Parts, on: Neighbour, round: &Round<'_>) -> Result<(), Reason> {
+        let Round { now, held_since, .. } = *round;
         let since = held_since.unwrap_or(now);
         if is_given_up(since, now) {
             return Err(Reason::NeighbourUnresolved);

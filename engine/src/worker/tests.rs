@@ -101,6 +101,10 @@ const TRANSMIT_ELSEWHERE: u8 = 2;
 const TO_KERNEL: u8 = 4;
 const HOLD_UNTIL_GENERATION_1: u8 = 5;
 const DROP: u8 = 6;
+/// What is longer than 1,000 bytes is cut into TCP segments of that length, and goes by device 1.
+const SEGMENT: u8 = 7;
+/// Goes by device 1, in IP fragments of at most 1,000 bytes.
+const FRAGMENT: u8 = 8;
 
 impl Process for Obedient {
     fn process(
@@ -118,9 +122,12 @@ impl Process for Obedient {
                 HOLD_UNTIL_GENERATION_1 if snapshot.generation == 0 => Verdict::Hold(NEIGHBOUR),
                 HOLD_UNTIL_GENERATION_1 => Verdict::Transmit(PortId(1)),
                 DROP => Verdict::Drop(Reason::NoDestination),
+                SEGMENT if packet.total_len() > 1014 => Verdict::Segment(1000),
+                SEGMENT => Verdict::Transmit(PortId(1)),
+                FRAGMENT => Verdict::Fragment(PortId(1), 1000),
                 port => Verdict::Transmit(PortId(port.into())),
             };
-            if !matches!(verdict, Verdict::Hold(_)) {
+            if !matches!(verdict, Verdict::Hold(_) | Verdict::Segment(_)) {
                 packet.frame_mut()[1] += 1;
             }
         }
@@ -258,6 +265,69 @@ fn a_frame_in_parts_leaves_in_the_same_parts() {
     assert_eq!(bench.free(), FRAMES);
 }
 
+/// A frame whose first byte is `first`, with `length` bytes of TCP data, in parts as a ring brings them.
+fn tcp(first: u8, length: usize) -> Vec<Vec<u8>> {
+    let ethernet = etherparse::PacketBuilder::ethernet2([4; 6], [first, 0, 0, 0, 0, 0]);
+    let mut ip =
+        etherparse::Ipv4Header::new(0, 64, etherparse::IpNumber::TCP, [10, 0, 0, 2], [10, 0, 0, 9]).unwrap();
+    ip.dont_fragment = false;
+    let ip = etherparse::IpHeaders::Ipv4(ip, etherparse::Ipv4Extensions::default());
+    let mut bytes = vec![];
+    let data: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[0]).collect();
+    ethernet.ip(ip).tcp(40000, 80, 1, 1000).write(&mut bytes, &data).unwrap();
+    bytes.chunks(2048 - 256).map(<[u8]>::to_vec).collect()
+}
+
+fn arrive_in_parts(bench: &Bench, frame: &[Vec<u8>]) {
+    bench.arrive(0, &frame.iter().map(Vec::as_slice).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_super_frame_is_cut_in_its_place() {
+    let mut bench = Bench::new();
+    bench.arrive(0, &[&[TRANSMIT_1, 10]]);
+    arrive_in_parts(&bench, &tcp(SEGMENT, 64_000));
+    bench.arrive(0, &[&[TRANSMIT_1, 20]]);
+    while bench.turn_after(0) {}
+    let sent = bench.sent(1);
+    assert_eq!((&sent[0], &sent[sent.len() - 1]), (&vec![vec![TRANSMIT_1, 11]], &vec![vec![TRANSMIT_1, 21]]));
+    let data: Vec<u8> =
+        sent[1..sent.len() - 1].iter().flat_map(|frame| frame.concat()[54..].to_vec()).collect();
+    assert!(data.iter().copied().eq((0..64_000_usize).map(|at| at.to_le_bytes()[0])));
+    assert_eq!((sent.len(), sent[1].concat().len()), (2 + 64_000_usize.div_ceil(960), 1014));
+    assert_eq!((bench.dropped(), bench.free()), (vec![], FRAMES));
+}
+
+#[test]
+fn a_packet_leaves_in_fragments() {
+    let mut bench = Bench::new();
+    arrive_in_parts(&bench, &tcp(FRAGMENT, 2000));
+    while bench.turn_after(0) {}
+    let lengths: Vec<usize> = bench.sent(1).iter().map(|frame| frame.concat().len()).collect();
+    assert_eq!(lengths, [34 + 976, 34 + 976, 34 + 2020 - 2 * 976]);
+    assert_eq!((bench.dropped(), bench.free()), (vec![], FRAMES));
+}
+
+#[test]
+fn what_cannot_be_cut_is_dropped_by_name() {
+    let mut bench = Bench::new();
+    let mut no_tcp = tcp(SEGMENT, 3000);
+    no_tcp[0][23] = 17;
+    arrive_in_parts(&bench, &no_tcp);
+    bench.arrive(0, &[&[FRAGMENT, 0, 0]]);
+    while bench.turn_after(0) {}
+    assert_eq!(bench.dropped(), [Reason::Malformed, Reason::Truncated]);
+    // More pieces than there are free frames.
+    let wires = bench.wires.clone();
+    for _ in 0..8 {
+        arrive_in_parts(&bench, &tcp(SEGMENT, 64_000));
+    }
+    wires[1].state().full = true;
+    while bench.turn_after(0) {}
+    assert!(bench.dropped().iter().all(|reason| matches!(reason, Reason::TxFull | Reason::NoFrames)));
+    assert_eq!(bench.free(), FRAMES);
+}
+
 #[test]
 fn what_cannot_be_carried_out_is_dropped_by_name() {
     let mut bench = Bench::new();
@@ -355,7 +425,7 @@ proptest! {
 
     /// Whatever comes and whatever becomes of it, no chunk is lost and every frame is accounted for.
     #[test]
-    fn no_frame_is_lost(frames in prop::collection::vec((0..2_usize, 0..8_u8, 1..19_usize), 0..300)) {
+    fn no_frame_is_lost(frames in prop::collection::vec((0..2_usize, 0..9_u8, 1..19_usize), 0..300)) {
         let mut bench = Bench::new();
         for (port, first, parts) in &frames {
             let mut parts = vec![vec![1_u8; 10]; *parts];

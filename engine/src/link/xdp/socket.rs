@@ -4,7 +4,7 @@ use super::ring::{Consumer, Descriptor, Producer};
 use super::sys::{self, Sizes, Statistics};
 use crate::batch::PortId;
 use crate::link::memory::{Batch, Part, Parts, Pool, Region};
-use crate::link::{Device, Error, Gone, MAX_PARTS, Queue, Sending};
+use crate::link::{Device, Error, Gone, MAX_PARTS, MAX_SENT_PARTS, Queue, Sending};
 use crate::verdict::Reason;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -259,10 +259,10 @@ impl Queue for Socket {
     }
 
     fn transmit(&mut self, frame: &mut Parts) -> Result<(), Reason> {
-        if frame.len() > 1 && !self.multi_buffer {
+        if frame.len() > if self.multi_buffer { MAX_SENT_PARTS } else { 1 } {
             return Err(Reason::TooManyParts);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_PARTS")]
+        #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SENT_PARTS")]
         let parts = frame.len() as u32;
         if self.transmit.vacant(parts) < parts {
             return Err(Reason::TxFull);

@@ -1,7 +1,7 @@
 use super::*;
 use etherparse::{
-    IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader,
-    TcpOptionElement, TransportSlice,
+    IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement,
+    TransportSlice,
 };
 use proptest::prelude::*;
 

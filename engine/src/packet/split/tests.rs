@@ -7,14 +7,9 @@ fn datagram(v4: bool, options: &[u8], data: &[u8]) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
     let mut bytes = vec![];
     if v4 {
-        let mut header = etherparse::Ipv4Header::new(
-            0,
-            61,
-            etherparse::IpNumber::UDP,
-            [10, 0, 0, 2],
-            [10, 0, 0, 100],
-        )
-        .unwrap();
+        let mut header =
+            etherparse::Ipv4Header::new(0, 61, etherparse::IpNumber::UDP, [10, 0, 0, 2], [10, 0, 0, 100])
+                .unwrap();
         (header.identification, header.dont_fragment) = (0xbeef, false);
         header.options = options.try_into().unwrap();
         let ip = etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default());
