@@ -42,6 +42,14 @@ impl Traffic {
         }
     }
 
+    /// Counts bytes of a packet that was counted before.
+    pub(crate) fn more(&mut self, direction: Direction, bytes: u64) {
+        match direction {
+            Direction::In => self.in_bytes += bytes,
+            Direction::Out => self.out_bytes += bytes,
+        }
+    }
+
     fn with(self, other: Traffic, apply: impl Fn(u64, u64) -> u64) -> Traffic {
         Traffic {
             connections: apply(self.connections, other.connections),
@@ -131,6 +139,8 @@ macro_rules! events {
 events! {
     /// A frame was given back to the host's own stack.
     ToKernel = "to_kernel",
+    /// A datagram of which fragments were on their way was forgotten because too many others were.
+    DatagramForgotten = "datagram_forgotten",
     /// A frame made of many TCP segments was cut into such.
     Segmented = "segmented",
     /// A packet too long for its next link was sent in fragments.
@@ -185,6 +195,13 @@ impl WorkerCounters {
     pub(crate) fn packet(&self, destination: DestinationId, direction: Direction, bytes: u64) {
         if let Some(cell) = self.destinations.get(destination.0 as usize) {
             cell.packets[direction as usize].add(1);
+            cell.bytes[direction as usize].add(bytes);
+        }
+    }
+
+    /// Counts bytes of a packet of a destination that was counted before.
+    pub(crate) fn more(&self, destination: DestinationId, direction: Direction, bytes: u64) {
+        if let Some(cell) = self.destinations.get(destination.0 as usize) {
             cell.bytes[direction as usize].add(bytes);
         }
     }

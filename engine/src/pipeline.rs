@@ -1,9 +1,10 @@
 //! What happens to a batch of frames: parse, track, schedule, forward.
 //!
 //! The whole is a function of the frames, the tables, the configuration and the time: no I/O, no clock, no system call. A
-//! packet of a known connection allocates nothing and takes no lock. The batch goes through in stages, each of which
+//! whole packet of a known connection allocates nothing and takes no lock. The batch goes through in stages, each of which
 //! prefetches what the next one reads: the bucket, then the connection.
 
+mod commons;
 mod egress;
 mod errors;
 mod fragments;
@@ -12,6 +13,7 @@ mod schedule;
 mod state;
 mod track;
 
+pub use commons::Commons;
 pub(crate) use egress::{Passage, Refused};
 pub(crate) use parse::{Kind, PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
 pub(crate) use track::Found;
@@ -64,9 +66,19 @@ struct Staged {
 }
 
 impl Pipeline {
-    /// A pipeline on the connection table of `handle`.
+    /// A pipeline on the connection table of `handle`, that has everything else for itself.
     pub fn new(handle: SharedHandle, destinations: Arc<Destinations>, counters: Arc<WorkerCounters>) -> Self {
-        let tracker = Tracker::new(handle, destinations, counters);
+        Pipeline::with_commons(handle, destinations, counters, Arc::default())
+    }
+
+    /// A pipeline on the connection table of `handle` that shares `commons` with others.
+    pub fn with_commons(
+        handle: SharedHandle,
+        destinations: Arc<Destinations>,
+        counters: Arc<WorkerCounters>,
+        commons: Arc<Commons>,
+    ) -> Self {
+        let tracker = Tracker::new(handle, destinations, counters, commons);
         let stage = Box::new([Staged::default(); BATCH]);
         Pipeline { tracker, stage, swept: Tick::default(), swept_all: Tick::default() }
     }
@@ -128,7 +140,7 @@ impl Pipeline {
             Verdict::ToKernel => counters.count(Event::ToKernel, 1),
             Verdict::Drop(reason) => counters.dropped(reason),
             // Whoever carries these out counts them.
-            Verdict::Transmit(_) | Verdict::Hold(_) => {}
+            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await => {}
         }
     }
 
@@ -166,6 +178,10 @@ impl Process for Pipeline {
 
     fn dropped(&mut self, reason: Reason) {
         self.tracker.counters.dropped(reason);
+    }
+
+    fn take_released(&mut self) -> bool {
+        std::mem::take(&mut self.tracker.released)
     }
 
     fn between(&mut self, now: Tick) {

@@ -18,6 +18,9 @@ pub enum Verdict {
     /// Its next hop has no link-layer address yet. The frame is unchanged; the worker keeps it, has the neighbour
     /// resolved and runs it through the pipeline again.
     Hold(Neighbour),
+    /// A fragment whose datagram's first one has not been seen yet. It is unchanged; the worker keeps it and runs it through the
+    /// pipeline again.
+    Await,
     /// Dropped, for a reason with a name and a counter.
     Drop(Reason),
 }
@@ -68,8 +71,14 @@ reasons! {
     Martian = "martian",
     /// TTL or hop limit would reach zero here.
     TtlExpired = "ttl_expired",
-    /// A fragment of a datagram for one of our services.
+    /// A fragment of a datagram whose first one was dropped or answered with an error.
     Fragment = "fragment",
+    /// A fragment that says something else than, or the same again as, others of its datagram.
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment whose datagram's first one did not come, or did not find its next hop.
+    FragmentTimeout = "fragment_timeout",
+    /// A fragment that had to wait for the first one of its datagram where too many waited already.
+    FragmentFlood = "fragment_flood",
     /// The service has no real server that may take a new connection.
     NoDestination = "no_destination",
     /// The connection's real server was removed from its service.

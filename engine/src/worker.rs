@@ -50,6 +50,11 @@ pub trait Process: Send {
     /// reported back.)
     fn dropped(&mut self, reason: Reason);
 
+    /// Whether frames that got [`Verdict::Await`] may get another verdict now. Asked once a turn.
+    fn take_released(&mut self) -> bool {
+        false
+    }
+
     /// Begins a turn, before anything else is asked of it: nothing of an earlier batch is in use. The place to pass a
     /// quiescent state of the connection table and to sweep a little.
     fn between(&mut self, now: Tick);
@@ -100,7 +105,8 @@ impl<P: Process> Worker<P> {
             worked |= !batch.is_empty();
             hands.work(batch, &Round { snapshot, now, region, held_since: None }, process);
         }
-        for (frame, since) in hands.take_held(snapshot.generation, now).into_iter().flatten() {
+        let released = process.take_released();
+        for (frame, since) in hands.take_held(snapshot.generation, now, released).into_iter().flatten() {
             batch.extend(frame);
             hands.work(batch, &Round { snapshot, now, region, held_since: Some(since) }, process);
         }

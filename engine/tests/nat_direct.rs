@@ -184,6 +184,7 @@ fn an_ipv4_header_whose_checksum_is_wrong_is_dropped() {
 #[test]
 fn a_long_packet_is_answered_for_and_dropped() {
     established(|director, plan, _, protocol| {
+        set_mtus(director, [9000, 1500]);
         let frame = Frame { payload: vec![1; 1600], ..Frame::from_client(plan, protocol, ACK) };
         let (verdict, out) = director.run(CLIENTS, &frame.bytes());
         if plan.client.is_ipv4() {
@@ -195,6 +196,50 @@ fn a_long_packet_is_answered_for_and_dropped() {
         }
         assert_eq!(director.counters.drops(Reason::TooBig), 1);
     });
+}
+
+fn set_mtus(director: &mut Director, mtus: [u32; 2]) {
+    let mut ports = director.snapshot.ports.to_vec();
+    ports.iter_mut().zip(mtus).for_each(|(port, mtu)| port.mtu = mtu);
+    director.snapshot.ports = ports.into();
+}
+
+/// What is longer than the link it came by was never sent like that: it is made of many segments.
+#[test]
+fn a_super_frame_is_to_be_cut_for_the_way_it_goes() {
+    established(|director, plan, method, protocol| {
+        set_mtus(director, [1500, 1400]);
+        for (what, flags, data, expected) in [
+            ("data", ACK, 1600, Some(Verdict::Segment(1400))),
+            ("the end", FIN | ACK, 1600, Some(Verdict::Segment(1400))),
+            ("no more than its own link takes", ACK, 1410, None),
+        ] {
+            let before = director.counters.total();
+            let frame = Frame { payload: vec![1; data], ..Frame::from_client(plan, protocol, flags) };
+            let (verdict, out) = director.run(CLIENTS, &frame.unfinished());
+            let Some(expected) = expected.filter(|_| protocol == TCP) else {
+                assert_eq!(verdict, TO_CLIENTS, "{method:?}: {what}: the sender is told");
+                continue;
+            };
+            assert_eq!((verdict, out), (expected, frame.unfinished()), "{what}");
+            assert_eq!(director.counters.total(), before, "{what}: nothing is counted yet");
+        }
+    });
+}
+
+#[test]
+fn an_ipv4_packet_that_may_be_is_fragmented() {
+    let plan = &plans()[0];
+    for method in [Method::Nat, Method::Direct] {
+        let (mut director, _) = Director::with_server(plan, method);
+        set_mtus(&mut director, [1500, 1000]);
+        let frame = Frame { payload: vec![1; 1400], ..Frame::from_client(plan, UDP, 0) };
+        let mut bytes = frame.bytes();
+        bytes[20] &= !0x40;
+        uvs_engine::packet::ipv4::finish(&mut bytes, 14).unwrap();
+        assert_eq!(director.run(CLIENTS, &bytes).0, Verdict::Fragment(SERVERS, 1000));
+        assert_eq!(director.counters.total().in_packets, 1);
+    }
 }
 
 #[test]
@@ -384,44 +429,6 @@ fn real_servers_that_cannot_be_reached() {
         let frame = Frame::from_client(&plan, TCP, SYN);
         let (given, out) = director.run(CLIENTS, &frame.bytes());
         assert_eq!((given, out), (verdict, frame.bytes()), "{what}");
-    }
-}
-
-#[test]
-fn fragments() {
-    for plan in plans() {
-        let (mut director, _) = Director::with_server(&plan, Method::Nat);
-        let fragment = |frame: &Frame, offset: u16, more: bool| {
-            let mut bytes = frame.bytes();
-            if frame.from.is_ipv4() {
-                let word = (offset / 8) | if more { 0x2000 } else { 0 };
-                bytes[20..22].copy_from_slice(&word.to_be_bytes());
-                seal(&mut bytes);
-            } else {
-                let next = std::mem::replace(&mut bytes[20], 44);
-                let word = (offset | u16::from(more)).to_be_bytes();
-                bytes.splice(54..54, [next, 0, word[0], word[1], 0, 0, 0, 9]);
-                let length = u16::from_be_bytes([bytes[18], bytes[19]]) + 8;
-                bytes[18..20].copy_from_slice(&length.to_be_bytes());
-            }
-            bytes
-        };
-        let ours = Frame::from_client(&plan, UDP, 0);
-        let other = Frame { to: std::net::SocketAddr::new(plan.service.ip(), 9), ..ours.clone() };
-        for (what, bytes, verdict) in [
-            ("first, of a service", fragment(&ours, 0, true), Verdict::Drop(Reason::Fragment)),
-            ("first, of no service", fragment(&other, 0, true), Verdict::ToKernel),
-            ("later", fragment(&ours, 1480, true), Verdict::ToKernel),
-            ("last", fragment(&ours, 1480, false), Verdict::ToKernel),
-        ] {
-            assert_eq!(director.run(CLIENTS, &bytes), (verdict, bytes), "{what}");
-        }
-        assert_eq!(director.run(CLIENTS, &ours.bytes()).0, TO_SERVERS);
-        assert_eq!(
-            director.run(CLIENTS, &fragment(&ours, 0, true)).0,
-            Verdict::Drop(Reason::Fragment),
-            "first, of a connection"
-        );
     }
 }
 

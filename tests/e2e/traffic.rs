@@ -26,6 +26,8 @@ pub(crate) const TESTS: Tests = &[
     ("jumbo_frames", || in_world(&Plan { mtu: 9000, ..Plan::default() }, &[], jumbo_frames)),
     ("real_servers_on_another_port", || in_default_world(real_servers_on_another_port)),
     ("datagrams", || in_default_world(datagrams)),
+    ("fragmented_datagrams", || in_default_world(fragmented_datagrams)),
+    ("fragmented_datagrams_by_direct_routing", || in_world(&one_arm(), &[], fragments_by_direct_routing)),
     ("direct_routing", || in_world(&one_arm(), &[], direct_routing)),
     ("a_table_that_grows", || in_default_world(a_table_that_grows)),
     ("two_workers_and_uneven_queues", || {
@@ -86,7 +88,7 @@ fn generic_mode(world: &mut World) -> Outcome {
         transfer_on(world, family, 20_000_000)?;
     }
     let drops = world.status()?.drops;
-    let lost = drops.iter().filter(|drop| ["too_big", "too_many_parts"].contains(&&*drop.name));
+    let lost = drops.iter().filter(|drop| ["too_big", "too_many_parts"].contains(&&*drop.reason));
     check(lost.map(|drop| drop.count).sum::<u64>() == 0, format!("super-frames were dropped: {drops:?}"))
 }
 
@@ -206,7 +208,52 @@ fn datagrams(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn direct_routing(world: &mut World) -> Outcome {
+/// Datagrams of many fragments there and back again, translated.
+fn fragmented_datagrams(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        let service = SocketAddr::new(world.vip(family), 53);
+        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+        let server = world.server(0, family, 5353);
+        let _echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
+        world.ipvsadm(&format!("-a -u {service} -r {server} -m"))?;
+        ask_at_length(world, service)?;
+        let listing = world.ipvsadm(&format!("-Ln --stats -u {service}"))?;
+        let counted: Option<Vec<u64>> = (listing.lines().find(|line| line.starts_with("UDP")))
+            .map(|line| line.split_whitespace().skip(2).filter_map(|field| field.parse().ok()).collect());
+        let counted = counted.unwrap_or_default();
+        check(
+            counted.get(..3) == Some(&[3, 6, 6]),
+            format!("three clients and six datagrams each way are listed as\n{listing}"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Two datagrams each of several lengths, each answered by one of its length.
+fn ask_at_length(world: &World, service: SocketAddr) -> Outcome {
+    for length in [1500, 8000, 60_000] {
+        let client = udp::Client::connect(&world.topology.client, service)?;
+        for _ in 0..2 {
+            let question: Vec<u8> = (0..length).map(|at: usize| at.to_le_bytes()[0]).collect();
+            client.ask(&question, LIMIT)?;
+        }
+    }
+    let drops = world.status()?.drops;
+    let dropped: Vec<_> = drops.iter().filter(|drop| drop.count > 0).collect();
+    check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))
+}
+
+fn fragments_by_direct_routing(world: &mut World) -> Outcome {
+    let service = SocketAddr::new(world.vip(V4), 53);
+    take_the_virtual_address(world)?;
+    let _echo = udp::Echo::start(&world.topology.servers[0], service, "rs1")?;
+    world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+    world.ipvsadm(&format!("-a -u {service} -r {} -g", world.server(0, V4, 53)))?;
+    ask_at_length(world, service)
+}
+
+/// The real servers have the virtual address too, and keep quiet about it.
+fn take_the_virtual_address(world: &World) -> Outcome {
     for server in &world.topology.servers {
         for scope in ["all", "eth0"] {
             server.sysctl(&format!("net/ipv4/conf/{scope}/arp_ignore"), "1")?;
@@ -214,6 +261,11 @@ fn direct_routing(world: &mut World) -> Outcome {
         }
         server.net().add_address("lo", Prefix::host(world.vip(V4)))?;
     }
+    Ok(())
+}
+
+fn direct_routing(world: &mut World) -> Outcome {
+    take_the_virtual_address(world)?;
     let service = world.service(V4);
     let _on_the_vip: Vec<Server> = (world.topology.servers.iter().enumerate())
         .map(|(index, server)| Server::start(server, service, &format!("dr{}", index + 1)))

@@ -33,7 +33,7 @@ use uvs_conntrack::{Limits, SharedTable, TableError, Tick, TooManyHandles};
 use uvs_engine::counters::Counters;
 use uvs_engine::link::Device;
 use uvs_engine::nexthop::NextHops;
-use uvs_engine::pipeline::Pipeline;
+use uvs_engine::pipeline::{Commons, Pipeline};
 use uvs_engine::service::Destinations;
 use uvs_engine::snapshot::Snapshot;
 use uvs_engine::steer::way_back::Injected;
@@ -195,11 +195,13 @@ impl Director {
         handle.sleep();
         let notices = Notices::new()?;
         let mut drops = Vec::new();
+        let commons = Arc::<Commons>::default();
         let running = crew.start(&config, &notices, |_| {
             let handle = handles.pop().expect("there is a handle for each worker");
             let worker = counters.worker();
             drops.push(worker.clone());
-            let pipeline = Pipeline::new(handle, destinations.clone(), worker);
+            let (destinations, commons) = (destinations.clone(), commons.clone());
+            let pipeline = Pipeline::with_commons(handle, destinations, worker, commons);
             let way_back = way_back.clone();
             let inject = move |parts: &[&[u8]]| way_back.inject(parts) == Injected::Taken;
             (pipeline, Box::new(inject))

@@ -11,7 +11,7 @@ use crate::batch::Packet;
 use crate::packet::checksum::Delta;
 use crate::packet::tcp::{self, Tcp, flag};
 use crate::packet::tcp_options::{self, TIMESTAMPS};
-use crate::pipeline::{Found, Parsed, Passage, Refused};
+use crate::pipeline::{Found, Kind, Parsed, Passage, Refused};
 use crate::service::{LocalAddress, LocalPool, Ports};
 use crate::verdict::Reason;
 use std::net::SocketAddr;
@@ -156,7 +156,7 @@ pub(crate) fn translate(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Resul
             Flow::V4(_) => return Err(Reason::DestinationGone.into()),
         },
     };
-    if meta.protocol() == protocol::TCP {
+    if meta.protocol() == protocol::TCP && parsed.kind != Kind::Later {
         renumber(packet, parsed, &connection, direction)?;
     }
     Ok(completed)

@@ -20,6 +20,7 @@ pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4,
     let frame = packet.frame_mut();
     // The same code three times: of the first two the compiler knows where every field lies.
     let unfinished = if !parsed.is_plain4() {
+        // Of a later fragment this changes the IP header only: it has no other.
         rewrite4(frame, parsed.network(), parsed.transport(), parsed, from, to)
     } else if from.protocol == protocol::TCP
         && let Some(head) = frame.first_chunk_mut::<TCP>()
@@ -66,6 +67,7 @@ pub(crate) fn translate6(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow6,
     const UDP: usize = PLAIN_TRANSPORT6 + udp::HEADER_LEN;
     let frame = packet.frame_mut();
     let unfinished = if !parsed.is_plain6() {
+        // Of a later fragment this changes the IP header only: it has no other.
         rewrite6(frame, parsed.network(), parsed.transport(), parsed, from, to)
     } else if from.protocol == protocol::TCP
         && let Some(head) = frame.first_chunk_mut::<TCP>()

@@ -158,6 +158,47 @@ pub fn set_fragment(bytes: &mut [u8], at: usize, offset: usize, more: bool) -> O
     Some(())
 }
 
+/// What a fragment header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification, which a packet's fragments share.
+    pub id: u32,
+    /// Where in its packet's payload the fragment's lies, in bytes.
+    pub offset: usize,
+    /// Whether fragments of the same packet follow.
+    pub more: bool,
+    /// Where the fragment's payload starts in the bytes given.
+    pub end: usize,
+}
+
+/// The fragment header among the extension headers, the first of which is at `bytes[offset..]` and of type `next`.
+pub fn find_fragment(bytes: &[u8], mut offset: usize, mut next: u8) -> Option<Fragment> {
+    for _ in 0..=MAX_EXTENSIONS {
+        let header: &[u8; 8] = match next {
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS => array(bytes, offset).ok()?,
+            _ => return None,
+        };
+        if next == FRAGMENT {
+            let [_, _, _, _, a, b, c, d] = *header;
+            let word = be16(header, 2);
+            let id = u32::from_be_bytes([a, b, c, d]);
+            let end = offset + FRAGMENT_HEADER_LEN;
+            return Some(Fragment { id, offset: usize::from(word & 0xfff8), more: word & 1 != 0, end });
+        }
+        next = header[0];
+        offset += (usize::from(header[1]) + 1) * 8;
+    }
+    None
+}
+
+/// Gives the packet at `bytes[network..]` another identification in its fragment header. None: it has none.
+pub fn set_id(bytes: &mut [u8], network: usize, id: u32) -> Option<()> {
+    let next = Ipv6::parse(bytes, network).ok()?.next_header();
+    let end = find_fragment(bytes, network + HEADER_LEN, next)?.end;
+    bytes.get_mut(end - 4..end)?.copy_from_slice(&id.to_be_bytes());
+    Some(())
+}
+
 /// What lies behind the extension headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upper {

@@ -165,8 +165,9 @@ impl Tracker {
         Ok(passage.verdict(forward::send(packet, parsed, passage.hop, egress)?))
     }
 
-    /// A TCP super-frame that is longer than the way it has to go takes: it is cut into segments for that way, before anything
-    /// is counted. A segment that is too long by itself is not: its sender has to be told.
+    /// The verdict for a packet that is longer than the way it has to go takes and than the link it came by, before anything is
+    /// counted: it was made of many. Those of TCP are cut; of UDP nothing says where. What is too long by itself goes on, in
+    /// fragments or to have its sender told.
     #[inline]
     pub(super) fn too_long(
         &self,
@@ -181,10 +182,16 @@ impl Tracker {
             return None;
         }
         let ingress = view.snapshot.ports.get(usize::from(packet.port().0))?;
-        let data = parsed.flow.protocol() == protocol::TCP
-            && parsed.tcp_flags & (flag::SYN | flag::RST | flag::URG) == 0;
-        let merged = data && parsed.kind == Kind::Whole && parsed.packet_len() > ingress.mtu as usize;
-        merged.then(|| Verdict::Segment(u16::try_from(egress.mtu).unwrap_or(u16::MAX)))
+        if parsed.kind != Kind::Whole || parsed.packet_len() <= ingress.mtu as usize {
+            return None;
+        }
+        match parsed.flow.protocol() {
+            protocol::TCP if parsed.tcp_flags & (flag::SYN | flag::RST) == 0 => {
+                Some(Verdict::Segment(u16::try_from(egress.mtu).unwrap_or(u16::MAX)))
+            }
+            _ if parsed.must_not_be_fragmented(packet.frame()) => None,
+            _ => Some(Verdict::Drop(Reason::TooBig)),
+        }
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where

@@ -36,7 +36,9 @@ pub(crate) enum Kind {
     /// A whole TCP segment or UDP datagram.
     Whole,
     /// The first fragment of one.
-    FirstFragment,
+    First,
+    /// Another fragment of one: its ports are unknown, and its transport header is elsewhere.
+    Later,
     /// An ICMP error about one, going the other way: the flow is that of the packet it quotes, reversed.
     Error,
 }
@@ -63,7 +65,7 @@ impl Parsed {
         self.network.into()
     }
 
-    /// Where the transport header starts in the frame.
+    /// Where the transport header starts in the frame; of a later fragment, which has none: beyond any frame.
     #[inline]
     pub(crate) fn transport(&self) -> usize {
         self.transport.into()
@@ -257,9 +259,9 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     let kind = if !header.is_fragment() {
         Kind::Whole
     } else if header.is_first() {
-        Kind::FirstFragment
+        Kind::First
     } else {
-        return Err(Verdict::ToKernel);
+        Kind::Later
     };
     if header.protocol() == protocol::ICMP && kind == Kind::Whole {
         let flow = Flow4 { addresses: header.addresses(), ports: 0, protocol: protocol::ICMP };
@@ -281,7 +283,7 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     *parsed = Parsed {
         flow: Flow::V4(Flow4 { addresses: header.addresses(), ports, protocol: upper.protocol }),
         network: network as u8,
-        transport: transport as u16,
+        transport: upper.place(),
         transport_len: length as u16,
         packet_len: packet_len as u32,
         hops_left: header.ttl(),
@@ -307,10 +309,14 @@ fn parse6(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     let extensions = network + ipv6::HEADER_LEN;
     let upper = ipv6::upper_layer(&frame[..end], extensions, header.next_header()).map_err(drop_for)?;
     // A packet with way points to visit is not for its destination yet: the kernel knows what to do with it.
-    if !upper.first || upper.routed {
+    if upper.routed {
         return Err(Verdict::ToKernel);
     }
-    let kind = if upper.fragment { Kind::FirstFragment } else { Kind::Whole };
+    let kind = match (upper.fragment, upper.first) {
+        (false, _) => Kind::Whole,
+        (true, true) => Kind::First,
+        (true, false) => Kind::Later,
+    };
     let length = (network + packet_len).checked_sub(upper.offset).ok_or(drop_for(Error::Truncated))?;
     if upper.protocol == protocol::ICMPV6 && kind == Kind::Whole {
         let flow = Flow6 { addresses: header.addresses(), ports: 0, protocol: protocol::ICMPV6 };
@@ -331,7 +337,7 @@ fn parse6(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     *parsed = Parsed {
         flow: Flow::V6(Flow6 { addresses: header.addresses(), ports, protocol: upper.protocol }),
         network: network as u8,
-        transport: upper.transport as u16,
+        transport: upper.place(),
         transport_len: length as u16,
         packet_len: packet_len as u32,
         hops_left: header.hop_limit(),
@@ -357,16 +363,36 @@ struct Transport {
 }
 
 impl Upper {
+    /// See [`Parsed::transport`].
+    #[inline]
+    fn place(&self) -> u16 {
+        if self.kind == Kind::Later { u16::MAX } else { u16::try_from(self.transport).unwrap_or(u16::MAX) }
+    }
+
     #[inline]
     fn parse(&self, frame: &[u8]) -> Result<Transport, Verdict> {
-        // Of a first fragment the transport header may say more than the fragment holds.
+        if self.kind == Kind::Later {
+            return match self.protocol {
+                protocol::TCP | protocol::UDP => {
+                    Ok(Transport { ports: 0, length: self.length, tcp_flags: 0 })
+                }
+                _ => Err(Verdict::ToKernel),
+            };
+        }
+        // Of a first fragment the transport header may say more than the fragment holds, but it has to be there whole: nothing
+        // can be said of a datagram in crumbs (RFC 1858 §3, RFC 8200 §5).
         let length = if self.kind == Kind::Whole { self.length } else { usize::from(u16::MAX) };
+        let holds = |header| {
+            if header > self.length { Err(drop_for(Error::Truncated)) } else { Ok(()) }
+        };
         match self.protocol {
             protocol::TCP => {
                 let tcp = Tcp::parse(frame, self.transport, length).map_err(drop_for)?;
+                holds(tcp.header_len())?;
                 Ok(Transport { ports: tcp.ports(), length: self.length, tcp_flags: tcp.flags() })
             }
             protocol::UDP => {
+                holds(udp::HEADER_LEN)?;
                 let udp = Udp::parse(frame, self.transport, length).map_err(drop_for)?;
                 Ok(Transport { ports: udp.ports(), length: udp.len(), tcp_flags: 0 })
             }

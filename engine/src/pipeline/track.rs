@@ -1,9 +1,9 @@
 //! The stage that finds a packet's connection and lets the packet change it.
 
-use super::View;
 use super::egress::Way;
 use super::parse::{Kind, Parsed};
 use super::state;
+use super::{Commons, View};
 use crate::batch::Packet;
 use crate::counters::{Event, Traffic, WorkerCounters};
 use crate::forward::icmp::Limiter;
@@ -12,7 +12,9 @@ use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
-use uvs_conntrack::{Candidate, ConnId, Connection, Direction, Flow, Hit, Load, Meta, SharedHandle, Tick};
+use uvs_conntrack::{
+    Candidate, ConnId, Connection, DestinationId, Direction, Flow, Hit, Load, Meta, SharedHandle, Tick,
+};
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
 #[derive(Debug)]
@@ -21,6 +23,9 @@ pub(super) struct Tracker {
     pub(super) destinations: Arc<Destinations>,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) limiter: Limiter,
+    pub(super) commons: Arc<Commons>,
+    /// Whether the way is known now of fragments that had to wait.
+    pub(super) released: bool,
     /// This batch's packets, added to the total at its end.
     pub(super) traffic: Traffic,
 }
@@ -40,9 +45,10 @@ impl Tracker {
         handle: SharedHandle,
         destinations: Arc<Destinations>,
         counters: Arc<WorkerCounters>,
+        commons: Arc<Commons>,
     ) -> Self {
         let (limiter, traffic) = (Limiter::default(), Traffic::default());
-        Tracker { handle, destinations, counters, limiter, traffic }
+        Tracker { handle, destinations, counters, limiter, commons, released: false, traffic }
     }
 
     pub(super) fn end(&mut self) {
@@ -97,7 +103,8 @@ impl Tracker {
     fn odd(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
         match parsed.kind {
             Kind::Whole => Verdict::ToKernel,
-            Kind::FirstFragment => self.fragment(view, packet, parsed),
+            Kind::First => self.first_fragment(view, packet, parsed),
+            Kind::Later => self.later_fragment(view, packet, parsed),
             Kind::Error => self.error(view, packet, parsed),
         }
     }
@@ -161,6 +168,9 @@ impl Tracker {
             Ok(way) => way,
             Err(verdict) => return verdict,
         };
+        if let Some(verdict) = self.too_long(view, packet, parsed, way) {
+            return verdict;
+        }
         connection.touch(Direction::In, view.now);
         self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
         self.traffic.packet(Direction::In, parsed.packet_len() as u64);
@@ -169,6 +179,12 @@ impl Tracker {
             Ok(verdict) => verdict,
             Err(refused) => self.refuse(view, packet, parsed, Direction::In, refused),
         }
+    }
+
+    /// Counts bytes of a packet that was counted before.
+    pub(super) fn count_more(&mut self, destination: DestinationId, direction: Direction, bytes: u64) {
+        self.counters.more(destination, direction, bytes);
+        self.traffic.more(direction, bytes);
     }
 
     /// The packet moves its connection to another state, or leaves it where it is.

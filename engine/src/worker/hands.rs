@@ -124,6 +124,7 @@ impl Hands {
                 Verdict::Segment(limit) => self.segment(&frame, limit, round, process),
                 Verdict::ToKernel => self.give_back(&frame),
                 Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, round),
+                Verdict::Await => self.await_first(&mut frame, round),
                 Verdict::Drop(_) => Ok(()),
             };
             if let Err(reason) = done {
@@ -245,14 +246,28 @@ impl Hands {
         Ok(())
     }
 
-    /// The frames to judge again, each with the tick since which it is held; none when it is too early for that.
+    fn await_first(&mut self, frame: &mut Parts, round: &Round<'_>) -> Result<(), Reason> {
+        let since = round.held_since.unwrap_or(round.now);
+        if is_given_up(since, round.now) {
+            return Err(Reason::FragmentTimeout);
+        }
+        if !self.holding.keep_fragment(frame, since, round.now) {
+            return Err(Reason::FragmentFlood);
+        }
+        self.tools.tally.held.add(u64::from(round.held_since.is_none()));
+        Ok(())
+    }
+
+    /// The frames to judge again, each with the tick since which it is held; none when it is too early for that and none was
+    /// `released`.
     pub(super) fn take_held(
         &mut self,
         generation: u64,
         now: Tick,
+        released: bool,
     ) -> Option<impl Iterator<Item = (Parts, Tick)> + use<>> {
         self.tools.tally.holding.set(self.holding.len() as u64);
-        self.holding.is_due(generation, now).then(|| self.holding.release(generation, now))
+        (released || self.holding.is_due(generation, now)).then(|| self.holding.release(generation, now))
     }
 
     /// Sends what other workers handed over. Whether there was anything.

@@ -1,4 +1,4 @@
-//! Frames that wait for their next hop's link-layer address.
+//! Frames that wait for their next hop's link-layer address, and fragments that wait for the first one of their datagram.
 
 use crate::link::Parts;
 use crate::verdict::Neighbour;
@@ -11,11 +11,17 @@ const CAPACITY: usize = 512;
 /// Parts it holds at most for one neighbour, so that a silent one leaves room for the others.
 const PER_NEIGHBOUR: usize = 128;
 
+/// Parts of fragments it keeps at most that wait for the first one of their datagram.
+const FRAGMENTS: usize = 256;
+
 /// How long a frame is held: as long as the kernel tries to resolve an address.
 const PATIENCE_SECONDS: u32 = 3;
 
 /// Ticks after which held frames are tried again though no change was seen.
 const RETRY_TICKS: i32 = 10;
+
+/// The same while fragments are among them: another worker may have seen the first one.
+const FRAGMENT_RETRY_TICKS: i32 = 1;
 
 /// Of frames just held it is not known by which configuration they were judged: they are judged again at the next tick.
 const UNKNOWN: u64 = u64::MAX;
@@ -26,6 +32,8 @@ pub(super) struct Holding {
     frames: VecDeque<Held>,
     /// Parts of all of them.
     parts: usize,
+    /// How many parts of them are fragments'.
+    fragments: usize,
     awaited: Vec<Awaited>,
     /// The generation of the configuration by which they were last judged, and when.
     tried: (u64, Tick),
@@ -80,12 +88,27 @@ impl Holding {
                 Kept::Ask
             }
         };
+        self.push(frame, since, now);
+        answer
+    }
+
+    /// Takes `frame`, a fragment held since `since`, unless there is no room for it.
+    pub(super) fn keep_fragment(&mut self, frame: &mut Parts, since: Tick, now: Tick) -> bool {
+        let parts = frame.len();
+        let room = self.fragments + parts <= FRAGMENTS && self.parts + parts <= CAPACITY;
+        if room {
+            self.push(frame, since, now);
+            self.fragments += parts;
+        }
+        room
+    }
+
+    fn push(&mut self, frame: &mut Parts, since: Tick, now: Tick) {
         if self.frames.is_empty() {
             self.tried = (UNKNOWN, now);
         }
-        self.parts += parts;
+        self.parts += frame.len();
         self.frames.push_back(Held { frame: frame.take(), since });
-        answer
     }
 
     /// How many frames wait.
@@ -97,7 +120,8 @@ impl Holding {
     pub(super) fn is_due(&self, generation: u64, now: Tick) -> bool {
         let (then, tried) = self.tried;
         let ticks = now.since(tried);
-        !self.frames.is_empty() && ((then != generation && ticks > 0) || !(0..RETRY_TICKS).contains(&ticks))
+        let retry = if self.fragments > 0 { FRAGMENT_RETRY_TICKS } else { RETRY_TICKS };
+        !self.frames.is_empty() && ((then != generation && ticks > 0) || !(0..retry).contains(&ticks))
     }
 
     /// Gives all frames out, each with the tick since which it is held, to be judged again.
@@ -109,7 +133,7 @@ impl Holding {
         self.tried = (generation, now);
         // Who is still awaited when the frames come back keeps the time it was last asked for.
         self.awaited.retain_mut(|awaited| std::mem::take(&mut awaited.parts) > 0);
-        self.parts = 0;
+        (self.parts, self.fragments) = (0, 0);
         std::mem::take(&mut self.frames).into_iter().map(|held| (held.frame, held.since))
     }
 }

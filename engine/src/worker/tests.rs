@@ -93,6 +93,8 @@ impl Queue for List {
 struct Obedient {
     dropped: Arc<Mutex<Vec<Reason>>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
+    first_came: bool,
+    released: bool,
 }
 
 const TRANSMIT_0: u8 = 0;
@@ -105,6 +107,9 @@ const DROP: u8 = 6;
 const SEGMENT: u8 = 7;
 /// Goes by device 1, in IP fragments of at most 1,000 bytes.
 const FRAGMENT: u8 = 8;
+/// Waits until one came whose first byte is `FIRST`; both go by device 1.
+const LATER: u8 = 10;
+const FIRST: u8 = 11;
 
 impl Process for Obedient {
     fn process(
@@ -125,9 +130,15 @@ impl Process for Obedient {
                 SEGMENT if packet.total_len() > 1014 => Verdict::Segment(1000),
                 SEGMENT => Verdict::Transmit(PortId(1)),
                 FRAGMENT => Verdict::Fragment(PortId(1), 1000),
+                LATER if !self.first_came => Verdict::Await,
+                LATER => Verdict::Transmit(PortId(1)),
+                FIRST => {
+                    (self.first_came, self.released) = (true, true);
+                    Verdict::Transmit(PortId(1))
+                }
                 port => Verdict::Transmit(PortId(port.into())),
             };
-            if !matches!(verdict, Verdict::Hold(_) | Verdict::Segment(_)) {
+            if !matches!(verdict, Verdict::Hold(_) | Verdict::Segment(_) | Verdict::Await) {
                 packet.frame_mut()[1] += 1;
             }
         }
@@ -135,6 +146,10 @@ impl Process for Obedient {
 
     fn dropped(&mut self, reason: Reason) {
         self.dropped.lock().unwrap().push(reason);
+    }
+
+    fn take_released(&mut self) -> bool {
+        std::mem::take(&mut self.released)
     }
 
     fn between(&mut self, _: Tick) {
@@ -309,6 +324,47 @@ fn a_packet_leaves_in_fragments() {
 }
 
 #[test]
+fn fragments_follow_the_first_one_in_the_same_turn() {
+    let mut bench = Bench::new();
+    bench.arrive(0, &[&[LATER, 1]]);
+    bench.turn_after(0);
+    assert_eq!((bench.sent(1).len(), bench.free()), (0, FRAMES - 1));
+    bench.arrive(0, &[&[LATER, 3]]);
+    bench.arrive(1, &[&[FIRST, 5]]);
+    bench.turn_after(0);
+    bench.turn_after(0);
+    assert_eq!(bench.sent(1), [[[FIRST, 6]], [[LATER, 2]], [[LATER, 4]]]);
+    assert_eq!((bench.dropped(), bench.free()), (vec![], FRAMES));
+}
+
+#[test]
+fn fragments_that_another_worker_released_are_tried_at_every_tick() {
+    let mut bench = Bench::new();
+    bench.arrive(0, &[&[LATER, 1]]);
+    bench.turn_after(0);
+    bench.worker.process.first_came = true;
+    bench.turn_after(0);
+    assert_eq!(bench.sent(1).len(), 0);
+    bench.turn_after(10);
+    bench.turn_after(0);
+    assert_eq!(bench.sent(1), [[[LATER, 2]]]);
+}
+
+#[test]
+fn fragments_without_a_first_one_are_given_up_and_bounded() {
+    let mut bench = Bench::new();
+    for _ in 0..300 {
+        bench.arrive(0, &[&[LATER, 1]]);
+    }
+    while bench.turn_after(0) {}
+    assert_eq!((bench.dropped(), bench.free()), (vec![Reason::FragmentFlood; 300 - 256], FRAMES - 256));
+    for _ in 0..30 {
+        bench.turn_after(100);
+    }
+    assert_eq!((bench.dropped(), bench.free()), (vec![Reason::FragmentTimeout; 256], FRAMES));
+}
+
+#[test]
 fn what_cannot_be_cut_is_dropped_by_name() {
     let mut bench = Bench::new();
     let mut no_tcp = tcp(SEGMENT, 3000);
@@ -425,7 +481,7 @@ proptest! {
 
     /// Whatever comes and whatever becomes of it, no chunk is lost and every frame is accounted for.
     #[test]
-    fn no_frame_is_lost(frames in prop::collection::vec((0..2_usize, 0..9_u8, 1..19_usize), 0..300)) {
+    fn no_frame_is_lost(frames in prop::collection::vec((0..2_usize, 0..12_u8, 1..19_usize), 0..300)) {
         let mut bench = Bench::new();
         for (port, first, parts) in &frames {
             let mut parts = vec![vec![1_u8; 10]; *parts];
@@ -436,8 +492,9 @@ proptest! {
             let (pool, reader) = &mut bench.other;
             reader.collect(pool, |_| {});
         }
-        let held = frames.iter().filter(|frame| frame.1 == HOLD_UNTIL_GENERATION_1).count();
+        let held = frames.iter().filter(|frame| [HOLD_UNTIL_GENERATION_1, LATER].contains(&frame.1)).count();
         let judged_dropped = frames.iter().filter(|frame| frame.1 == DROP).count();
+        bench.worker.process.first_came = true;
         bench.config.publish(|_| {});
         bench.turn_after(20);
         bench.turn_after(0);

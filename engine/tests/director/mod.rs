@@ -16,7 +16,7 @@ use uvs_conntrack::{Limits, SharedTable, Tick};
 use uvs_engine::counters::Counters;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
-use uvs_engine::pipeline::{Pipeline, View};
+use uvs_engine::pipeline::{Commons, Pipeline, View};
 use uvs_engine::service::{DestinationConfig, Destinations, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
@@ -249,6 +249,7 @@ impl Frame {
 /// A director with one worker.
 pub struct Director {
     pub pipeline: Pipeline,
+    pub commons: Arc<Commons>,
     pub snapshot: Snapshot,
     pub destinations: Arc<Destinations>,
     pub counters: Arc<Counters>,
@@ -302,8 +303,16 @@ impl Director {
             routes = routes.with_neighbour(&hops, neighbour, mac).unwrap();
         }
         snapshot.routes = Arc::new(routes);
-        let pipeline = Pipeline::new(table.handle().unwrap(), destinations.clone(), counters.worker());
-        Director { pipeline, snapshot, destinations, counters, table, now: Tick(1_000_000) }
+        let commons = Arc::<Commons>::default();
+        let (handle, worker) = (table.handle().unwrap(), counters.worker());
+        let pipeline = Pipeline::with_commons(handle, destinations.clone(), worker, commons.clone());
+        Director { pipeline, commons, snapshot, destinations, counters, table, now: Tick(1_000_000) }
+    }
+
+    /// Another worker's pipeline.
+    pub fn another_pipeline(&self) -> Pipeline {
+        let (handle, worker) = (self.table.handle().unwrap(), self.counters.worker());
+        Pipeline::with_commons(handle, self.destinations.clone(), worker, self.commons.clone())
     }
 
     /// Adds a TCP and a UDP service at `address`, without real servers.
