@@ -134,13 +134,6 @@ impl Rtnl {
         self.set(device, &format!("take {device} down"), |link| link.header.change_mask = LinkFlags::Up)
     }
 
-    /// Lets the host build no frames longer than the MTU for `device` to cut (`ip link set DEVICE gso_max_segs 1`).
-    pub fn send_no_super_frames(&mut self, device: &str) -> Result<()> {
-        self.set(device, &format!("limit the segments of {device}"), |link| {
-            link.attributes.push(LinkAttribute::GsoMaxSegs(1));
-        })
-    }
-
     /// Sets the MTU of `device`, in bytes.
     pub fn set_mtu(&mut self, device: &str, mtu: u32) -> Result<()> {
         self.set(device, &format!("set the MTU of {device} to {mtu}"), |link| {
