@@ -215,6 +215,7 @@ impl Director {
                 mtu: 1500,
                 up: true,
                 addresses: [None; 2],
+                merged: false,
             })
             .collect();
         let network = case.server(0).ip();

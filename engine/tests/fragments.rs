@@ -27,7 +27,12 @@ fn cut(frame: &Frame, limit: usize) -> Vec<Vec<u8>> {
         bytes[20] &= !0x40; // may be fragmented
         ipv4::finish(&mut bytes, 14).unwrap();
     }
-    let parts = [&bytes[..]];
+    fragmented(&bytes, limit)
+}
+
+/// As a worker does it.
+fn fragmented(bytes: &[u8], limit: usize) -> Vec<Vec<u8>> {
+    let parts = [bytes];
     let whole = |piece: piece::Piece| {
         let stretch = piece::stretch(&parts, piece.payload.clone()).flatten();
         piece.headers.iter().chain(stretch).copied().collect()
@@ -273,22 +278,6 @@ fn a_long_fragment_is_fragmented_again() {
     assert_eq!(director.counters.events(Event::Fragmented), 2);
 }
 
-/// The frames of a capture (classic pcap, microseconds, little endian), with their times.
-fn capture(name: &str) -> Vec<(u64, Vec<u8>)> {
-    let path = format!("{}/../tests/golden/pcap/{name}.pcap", env!("CARGO_MANIFEST_DIR"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-    assert_eq!(word(0), 0xa1b2_c3d4, "{path}");
-    let (mut at, mut frames) = (24, vec![]);
-    while at + 16 <= bytes.len() {
-        let (time, length) =
-            (u64::from(word(at)) * 1_000_000 + u64::from(word(at + 4)), word(at + 8) as usize);
-        frames.push((time, bytes[at + 16..at + 16 + length].to_vec()));
-        at += 16 + length;
-    }
-    frames
-}
-
 fn is_fragment(frame: &[u8]) -> bool {
     match frame[12..14] {
         [8, 0] => frame[20] & 0x3f != 0 || frame[21] != 0,
@@ -337,9 +326,11 @@ fn golden_director(method: Method) -> Director {
         built = built.with_neighbour(&director.snapshot.hops, neighbour, [9; 6]).unwrap();
     }
     director.snapshot.routes = Arc::new(built);
-    for (service, servers) in
-        [("10.0.0.1:54", &["10.2.1.11:54", "10.2.2.12:54"][..]), ("[fd00::1]:53", &["[fd02:1::11]:53"][..])]
-    {
+    for (service, servers) in [
+        ("10.0.0.1:54", &["10.2.1.11:54", "10.2.2.12:54"][..]),
+        ("10.0.0.1:53", &["10.2.1.11:53"][..]),
+        ("[fd00::1]:53", &["[fd02:1::11]:53"][..]),
+    ] {
         let [_, udp] = director.serve(service.parse().unwrap());
         for server in servers {
             udp.add(&DestinationConfig::new(server.parse().unwrap(), method)).unwrap();
@@ -394,4 +385,22 @@ fn as_the_kernel_did() {
         expected.sort();
         assert_eq!(sent, expected, "{scenario}");
     }
+}
+
+/// A packet without DF that is longer than the way to its real server takes.
+#[test]
+fn a_long_packet_is_fragmented_as_by_the_kernel() {
+    const MTU: u16 = 1300;
+    let mut director = golden_director(Method::Nat);
+    let mut ports = director.snapshot.ports.to_vec();
+    ports[1].mtu = MTU.into();
+    director.snapshot.ports = ports.into();
+    let (_, mut frame) = capture("nat-mtu.c-c0").swap_remove(2);
+    frame[..6].copy_from_slice(&PORT_MACS[0]);
+    let (verdict, out) = director.run(PortId(0), &frame);
+    assert_eq!(verdict, Verdict::Fragment(PortId(1), MTU));
+    let expected = capture("nat-mtu.d-dr1").into_iter().filter(|(_, frame)| is_fragment(frame));
+    let expected: Vec<Vec<u8>> = expected.map(|(_, frame)| packet(&frame)).collect();
+    let sent: Vec<Vec<u8>> = fragmented(&out, MTU.into()).iter().map(|frame| packet(frame)).collect();
+    assert_eq!((sent.len(), sent), (2, expected));
 }

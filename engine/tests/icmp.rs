@@ -423,20 +423,6 @@ proptest! {
     }
 }
 
-/// The frames of a capture of classic pcap, little endian, Ethernet.
-fn capture(name: &str) -> Vec<Vec<u8>> {
-    let path = format!("{}/../tests/golden/pcap/{name}.pcap", env!("CARGO_MANIFEST_DIR"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let mut rest = &bytes[24..];
-    let mut frames = Vec::new();
-    while let Some((record, following)) = rest.split_first_chunk::<16>() {
-        let length = u32::from_le_bytes([record[8], record[9], record[10], record[11]]) as usize;
-        frames.push(following[..length].to_vec());
-        rest = &following[length..];
-    }
-    frames
-}
-
 /// What a capture holds: a client, a virtual service, a real server on the network of the device that its packets left by.
 #[derive(Clone, Copy)]
 struct Scene {
@@ -569,8 +555,8 @@ fn errors_become_what_ipvs_made_of_them() {
             ("dr-frag.d-dr2", 6),
         ),
     ] {
-        let error = to_port(capture(came)[nth - 1].clone(), port);
-        let expected = &capture(left)[as_nth - 1];
+        let error = to_port(capture(came)[nth - 1].1.clone(), port);
+        let expected = &capture(left)[as_nth - 1].1;
         let mut director = scene.director();
         let (verdict, out) = director.run(port, &error);
         let other = if port == CLIENTS { SERVERS } else { CLIENTS };
@@ -612,8 +598,8 @@ fn reports_say_what_ipvs_said() {
         let mut ports = director.snapshot.ports.to_vec();
         ports[1].mtu = mtu;
         director.snapshot.ports = Arc::from(ports);
-        let packet = to_port(capture(came.0)[came.1 - 1].clone(), CLIENTS);
-        let expected = capture(left.0)[left.1 - 1].clone();
+        let packet = to_port(capture(came.0)[came.1 - 1].1.clone(), CLIENTS);
+        let expected = capture(left.0)[left.1 - 1].1.clone();
         let (verdict, out) = director.run(CLIENTS, &packet);
         assert_eq!(verdict, Verdict::Transmit(CLIENTS), "{what}");
         let masked = |mut frame: Vec<u8>| {

@@ -204,6 +204,11 @@ fn set_mtus(director: &mut Director, mtus: [u32; 2]) {
     director.snapshot.ports = ports.into();
 }
 
+fn set_merged(director: &mut Director, merged: bool) {
+    let ports = director.snapshot.ports.iter().cloned();
+    director.snapshot.ports = ports.map(|port| uvs_engine::snapshot::Port { merged, ..port }).collect();
+}
+
 /// What is longer than the link it came by was never sent like that: it is made of many segments.
 #[test]
 fn a_super_frame_is_to_be_cut_for_the_way_it_goes() {
@@ -213,7 +218,9 @@ fn a_super_frame_is_to_be_cut_for_the_way_it_goes() {
             ("data", ACK, 1600, Some(Verdict::Segment(1400))),
             ("the end", FIN | ACK, 1600, Some(Verdict::Segment(1400))),
             ("no more than its own link takes", ACK, 1410, None),
+            ("in generic mode", ACK, 1410, Some(Verdict::Segment(1400))),
         ] {
+            set_merged(director, what == "in generic mode");
             let before = director.counters.total();
             let frame = Frame { payload: vec![1; data], ..Frame::from_client(plan, protocol, flags) };
             let (verdict, out) = director.run(CLIENTS, &frame.unfinished());

@@ -56,6 +56,7 @@ pub(super) fn ports(devices: &[Device]) -> Vec<Port> {
             mtu: device.mtu,
             up: device.up,
             addresses: [None; 2],
+            merged: false,
         })
         .collect()
 }

@@ -260,6 +260,13 @@ impl Director {
             say_what_was_got(device, &attachment, lanes);
             plane.report.attachments.push(attachment);
         }
+        let generic: Vec<bool> =
+            plane.report.attachments.iter().map(|attachment| attachment.mode() == Mode::Generic).collect();
+        self.watch.config.publish(|snapshot| {
+            let mut ports = snapshot.ports.to_vec();
+            ports.iter_mut().zip(generic).for_each(|(port, generic)| port.merged = generic);
+            snapshot.ports = ports.into();
+        });
         Ok(())
     }
 

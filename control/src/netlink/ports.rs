@@ -24,7 +24,7 @@ pub fn follow_ports(config: &Config, events: &[Event]) -> Vec<PortChange> {
         for (port, id) in ports.iter_mut().zip(0_u16..) {
             match event {
                 Event::LinkChanged(link) if link.ifindex == port.ifindex => {
-                    let now = Port { addresses: port.addresses, ..Port::from(link) };
+                    let now = Port { addresses: port.addresses, merged: port.merged, ..Port::from(link) };
                     if *port != now {
                         *port = now;
                         changes.push(PortChange::Changed(PortId(id)));
@@ -78,6 +78,7 @@ impl From<&Link> for Port {
             mtu: link.mtu,
             up: link.up,
             addresses: [None; 2],
+            merged: false,
         }
     }
 }

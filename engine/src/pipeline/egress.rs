@@ -165,9 +165,10 @@ impl Tracker {
         Ok(passage.verdict(forward::send(packet, parsed, passage.hop, egress)?))
     }
 
-    /// The verdict for a packet that is longer than the way it has to go takes and than the link it came by, before anything is
-    /// counted: it was made of many. Those of TCP are cut; of UDP nothing says where. What is too long by itself goes on, in
-    /// fragments or to have its sender told.
+    /// The verdict for a packet that is longer than the way it has to go takes and was made of many, before anything is
+    /// counted. Those of TCP are cut, and so is what only may have been: were its sender told, which sent no such packets, it
+    /// would not send shorter ones. Of UDP nothing says where to cut; what is longer than the link it came by was made of many.
+    /// What is too long by itself goes on, in fragments or to have its sender told.
     #[inline]
     pub(super) fn too_long(
         &self,
@@ -182,14 +183,15 @@ impl Tracker {
             return None;
         }
         let ingress = view.snapshot.ports.get(usize::from(packet.port().0))?;
-        if parsed.kind != Kind::Whole || parsed.packet_len() <= ingress.mtu as usize {
+        let longer = parsed.packet_len() > ingress.mtu as usize;
+        if parsed.kind != Kind::Whole || !(longer || ingress.merged) {
             return None;
         }
         match parsed.flow.protocol() {
             protocol::TCP if parsed.tcp_flags & (flag::SYN | flag::RST) == 0 => {
                 Some(Verdict::Segment(u16::try_from(egress.mtu).unwrap_or(u16::MAX)))
             }
-            _ if parsed.must_not_be_fragmented(packet.frame()) => None,
+            _ if !longer || parsed.must_not_be_fragmented(packet.frame()) => None,
             _ => Some(Verdict::Drop(Reason::TooBig)),
         }
     }

@@ -246,6 +246,21 @@ impl Frame {
     }
 }
 
+/// The frames of a capture (classic pcap, microseconds, little endian, Ethernet) under `tests/golden/pcap`, with their times.
+pub fn capture(name: &str) -> Vec<(u64, Vec<u8>)> {
+    let path = format!("{}/../tests/golden/pcap/{name}.pcap", env!("CARGO_MANIFEST_DIR"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert!(bytes.starts_with(&[0xd4, 0xc3, 0xb2, 0xa1]), "{path}");
+    let (mut rest, mut frames) = (&bytes[24..], vec![]);
+    while let Some((record, following)) = rest.split_first_chunk::<16>() {
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| record[at + byte]));
+        let (frame, following) = following.split_at(word(8) as usize);
+        frames.push((u64::from(word(0)) * 1_000_000 + u64::from(word(4)), frame.to_vec()));
+        rest = following;
+    }
+    frames
+}
+
 /// A director with one worker.
 pub struct Director {
     pub pipeline: Pipeline,
@@ -371,5 +386,5 @@ pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> Destinat
 fn port(ifindex: u32, mac: [u8; 6]) -> Port {
     let number = ifindex - 1;
     let addresses = [DIRECTOR4, DIRECTOR6].map(|all| all[number as usize].parse().ok());
-    Port { ifindex, name: format!("port{ifindex}"), mac, mtu: 1500, up: true, addresses }
+    Port { ifindex, name: format!("port{ifindex}"), mac, mtu: 1500, up: true, addresses, merged: false }
 }
