@@ -11,7 +11,9 @@ mod daemons;
 mod services;
 mod status;
 
-pub use activity::{Counters, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry};
+pub use activity::{
+    Counters, LocalActivity, LocalEntry, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry,
+};
 pub use connections::{ConnectionEntry, Timeouts};
 pub use daemons::{Daemon, DaemonState};
 pub use services::{
@@ -21,7 +23,7 @@ pub use services::{
 pub use status::{DeviceStatus, DropCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus};
 
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// The version of this protocol. A director answers another version with [`Refusal::Version`].
 pub const VERSION: u32 = 1;
@@ -56,6 +58,20 @@ pub enum Request {
         service: ServiceId,
         /// The address and port of the real server.
         server: SocketAddr,
+    },
+    /// Gives a virtual service a local address for full NAT.
+    AddLocal {
+        /// The virtual service.
+        service: ServiceId,
+        /// The local address.
+        address: IpAddr,
+    },
+    /// Takes a local address from a virtual service. It leaves when the connections it has are gone.
+    DeleteLocal {
+        /// The virtual service.
+        service: ServiceId,
+        /// The local address.
+        address: IpAddr,
     },
     /// Removes every virtual service.
     Flush,
@@ -114,6 +130,12 @@ pub enum Refusal {
     /// ENOENT for a server.
     #[error("No such destination")]
     NoSuchServer,
+    /// EEXIST for a local address.
+    #[error("Local address already exists")]
+    LocalExists,
+    /// ENOENT for a local address.
+    #[error("No such local address")]
+    NoSuchLocal,
     /// ENOENT for a service.
     #[error("Scheduler or persistence engine not found")]
     SchedulerNotFound,

@@ -62,10 +62,12 @@ pub fn parse(file: &str, text: &str) -> Result<RunOptions, Faults> {
 
 fn document(reader: &Reader<'_>, top: Section<'_, '_>) -> RunOptions {
     let options = top.table("director").map_or_else(RunOptions::default, |section| director(reader, section));
+    let (services, locals) = services(reader, &top);
     let options = RunOptions {
         limits: top.table("limits").map_or(options.limits, limits),
         timeouts: top.table("timeouts").map_or(options.timeouts, timeouts),
-        services: services(reader, &top),
+        services,
+        locals,
         ..options
     };
     top.finish();
@@ -170,6 +172,8 @@ fn timeouts(section: Section<'_, '_>) -> Timeouts {
     timeouts
 }
 
+const LOCAL_ADDRESSES: &str = "a list of IP addresses, such as [\"192.0.2.9\"]";
+
 /// Services as they are read, and the registry that judges them.
 struct Services<'r, 'i> {
     reader: &'r Reader<'i>,
@@ -177,18 +181,29 @@ struct Services<'r, 'i> {
     registry: Registry<NoPlane>,
     lines: HashMap<ServiceId, usize>,
     read: Vec<(ServiceSpec, Vec<ServerSpec>)>,
+    locals: Vec<(ServiceId, IpAddr)>,
 }
 
-fn services(reader: &Reader<'_>, top: &Section<'_, '_>) -> Vec<(ServiceSpec, Vec<ServerSpec>)> {
+/// The services with their real servers, and the services' local addresses.
+type Read = (Vec<(ServiceSpec, Vec<ServerSpec>)>, Vec<(ServiceId, IpAddr)>);
+
+fn services(reader: &Reader<'_>, top: &Section<'_, '_>) -> Read {
     let schedulers: Vec<_> = uvs_schedulers::Registry::default().names().map(str::to_owned).collect();
     let plane =
         NoPlane { features: Features::default(), schedulers: schedulers.clone(), engines: Vec::new() };
     let registry = Registry::new(plane, Timeouts::default());
-    let mut services = Services { reader, schedulers, registry, lines: HashMap::new(), read: Vec::new() };
+    let mut services = Services {
+        reader,
+        schedulers,
+        registry,
+        lines: HashMap::new(),
+        read: Vec::new(),
+        locals: Vec::new(),
+    };
     for section in top.tables("service", "service") {
         services.service(section);
     }
-    services.read
+    (services.read, services.locals)
 }
 
 impl Services<'_, '_> {
@@ -198,12 +213,15 @@ impl Services<'_, '_> {
         let address = section.required_text("address", ADDRESS);
         let protocol = section.one_of("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         let scheduler = self.scheduler(&section);
+        let local_ports = self.local_ports(&section);
+        let locals = section.texts("local_addresses", LOCAL_ADDRESSES);
         let servers = section.tables("server", "service.server");
         section.finish();
         let spec = address.and_then(|address| match address.value.parse::<SocketAddr>() {
             Ok(parsed) if parsed.port() != 0 => {
                 let id = ServiceId::Address { protocol: protocol.unwrap_or(Protocol::Tcp), address: parsed };
-                Some((ServiceSpec::new(id, &scheduler), address.at))
+                let spec = ServiceSpec { local_ports, ..ServiceSpec::new(id, &scheduler) };
+                Some((spec, address.at))
             }
             _ => {
                 self.reader.expected(address.at, format!("the text \"{}\"", address.value), ADDRESS);
@@ -212,6 +230,9 @@ impl Services<'_, '_> {
         });
         let id = spec.as_ref().map(|(spec, _)| spec.id);
         let known = spec.is_some_and(|(spec, address_at)| self.add_service(spec, &at, address_at));
+        if let Some(id) = id.filter(|_| known) {
+            locals.into_iter().flat_map(|list| list.value).for_each(|local| self.local(id, &local));
+        }
         let mut read = Vec::new();
         let mut lines = HashMap::new();
         for section in servers {
@@ -226,6 +247,31 @@ impl Services<'_, '_> {
         }
         if let Some((_, servers)) = self.read.last_mut().filter(|_| known) {
             *servers = read;
+        }
+    }
+
+    fn local_ports(&self, section: &Section<'_, '_>) -> Option<(u16, u16)> {
+        const PORTS: &str = "the first and the last port, such as \"5000-65535\"";
+        let found = section.text("local_ports", PORTS)?;
+        let ends = found.value.split_once('-').and_then(|(first, last)| {
+            let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port != 0);
+            port(first).zip(port(last)).filter(|(first, last)| first <= last)
+        });
+        if ends.is_none() {
+            self.reader.expected(found.at, format!("the text \"{}\"", found.value), PORTS);
+        }
+        ends
+    }
+
+    fn local(&mut self, service: ServiceId, text: &Found<&str>) {
+        let Ok(address) = text.value.parse::<IpAddr>() else {
+            let found = format!("the text \"{}\"", text.value);
+            self.reader.expected(text.at.clone(), found, LOCAL_ADDRESSES);
+            return;
+        };
+        let request = Request::AddLocal { service, address };
+        if self.accepted(request, text.at.clone(), &address.to_string(), None) {
+            self.locals.push((service, address));
         }
     }
 
@@ -262,7 +308,10 @@ impl Services<'_, '_> {
     ) -> Option<(ServerSpec, Range<usize>)> {
         const ADDRESS: &str = "an IP address, with a port unless it is the service's";
         let address = section.required_text("address", ADDRESS);
-        let method = section.one_of("method", &[("nat", Method::Masquerading), ("direct", Method::Direct)]);
+        let method = section.one_of(
+            "method",
+            &[("nat", Method::Masquerading), ("direct", Method::Direct), ("fullnat", Method::FullNat)],
+        );
         let weight = section.number("weight", 0..=i32::MAX.unsigned_abs());
         let upper = section.number("upper_threshold", 0..=i32::MAX.unsigned_abs());
         let lower = section.number("lower_threshold", 0..=i32::MAX.unsigned_abs());
@@ -319,6 +368,9 @@ impl Services<'_, '_> {
                     format!("{what} again"),
                     format!("it once: line {line} has it already"),
                 );
+            }
+            (Refusal::LocalExists, _) => {
+                self.reader.expected(at, format!("{what} again"), "each local address of a service once");
             }
             (Refusal::Invalid, _) => {
                 self.reader.expected(at, what, "the unicast address of one host, not link-local");
@@ -390,11 +442,15 @@ pub fn render(options: &RunOptions) -> String {
         timeouts.tcp_fin,
         timeouts.udp
     );
-    options.services.iter().for_each(|(service, servers)| render_service(&mut text, service, servers));
+    for (service, servers) in &options.services {
+        let locals = options.locals.iter().filter(|(id, _)| *id == service.id);
+        let locals: Vec<_> = locals.map(|(_, address)| format!("\"{address}\"")).collect();
+        render_service(&mut text, service, &locals, servers);
+    }
     text
 }
 
-fn render_service(text: &mut String, service: &ServiceSpec, servers: &[ServerSpec]) {
+fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], servers: &[ServerSpec]) {
     let ServiceId::Address { protocol, address } = service.id else { return };
     let protocol = protocol.to_string().to_lowercase();
     let _ = writeln!(
@@ -402,8 +458,18 @@ fn render_service(text: &mut String, service: &ServiceSpec, servers: &[ServerSpe
         "\n[[service]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nscheduler = {}",
         quote(&service.scheduler)
     );
+    if !locals.is_empty() {
+        let _ = writeln!(text, "local_addresses = [{}]", locals.join(", "));
+    }
+    if let Some((first, last)) = service.local_ports {
+        let _ = writeln!(text, "local_ports = \"{first}-{last}\"");
+    }
     for server in servers {
-        let method = if server.method == Method::Masquerading { "nat" } else { "direct" };
+        let method = match server.method {
+            Method::Masquerading => "nat",
+            Method::FullNat => "fullnat",
+            Method::Direct | Method::Tunnel(_) => "direct",
+        };
         let ServerSpec { address, weight, upper_threshold, lower_threshold, .. } = server;
         let _ = writeln!(
             text,

@@ -1,8 +1,9 @@
 //! What a director is started with: the command line over the configuration file over the defaults.
 
-use crate::api::{ServerSpec, ServiceSpec, Timeouts};
+use crate::api::{ServerSpec, ServiceId, ServiceSpec, Timeouts};
 use serde::Deserialize;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use uvs_engine::snapshot::OnRemove;
@@ -34,6 +35,8 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// The virtual services to start with, each with its real servers in the order they are added.
     pub services: Vec<(ServiceSpec, Vec<ServerSpec>)>,
+    /// The local addresses of full NAT to start with, each with the service that uses it.
+    pub locals: Vec<(ServiceId, IpAddr)>,
 }
 
 /// The devices of a director.

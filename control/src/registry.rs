@@ -5,8 +5,8 @@
 //! `ipvsadm -L --nosort` shows and which decides between services that ipvsadm's comparison cannot tell apart.
 
 use crate::api::{
-    Family, Method, Netmask, Protocol, Refusal, Request, Response, ServerActivity, ServerEntry, ServerSpec,
-    ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Timeouts, TunnelKind,
+    Family, LocalActivity, LocalEntry, Method, Netmask, Protocol, Refusal, Request, Response, ServerActivity,
+    ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Timeouts, TunnelKind,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -53,6 +53,17 @@ pub trait Apply {
     fn edit_server(&mut self, service: &ServiceId, server: &ServerSpec) -> Result<(), Refusal>;
     /// A real server is removed.
     fn delete_server(&mut self, service: &ServiceId, server: SocketAddr);
+    /// A service gets a local address for full NAT.
+    ///
+    /// # Errors
+    /// The data plane cannot bring its packets in.
+    fn add_local(&mut self, service: &ServiceId, address: IpAddr) -> Result<(), Refusal>;
+    /// A local address leaves a service.
+    fn delete_local(&mut self, service: &ServiceId, address: IpAddr);
+    /// The local addresses that left a service and still have connections.
+    fn leaving_locals(&self, service: &ServiceId) -> Vec<IpAddr>;
+    /// What a local address has done and does.
+    fn local_activity(&self, address: IpAddr) -> LocalActivity;
     /// Counters are set to zero: one service's, or all.
     fn zero(&mut self, service: Option<&ServiceId>);
     /// State timeouts change.
@@ -107,6 +118,7 @@ struct Service {
     spec: ServiceSpec,
     order: u64,
     servers: Servers,
+    locals: Vec<IpAddr>,
 }
 
 /// The real servers of one service, each by address and all in the order they were added.
@@ -176,6 +188,8 @@ impl<A: Apply> Registry<A> {
             Request::AddServer { service, server } => self.add_server(&service, server).into(),
             Request::EditServer { service, server } => self.edit_server(&service, server).into(),
             Request::DeleteServer { service, server } => self.delete_server(&service, server).into(),
+            Request::AddLocal { service, address } => self.add_local(&service, address).into(),
+            Request::DeleteLocal { service, address } => self.delete_local(&service, address).into(),
             Request::Flush => {
                 self.flush();
                 Response::Done
@@ -204,7 +218,8 @@ impl<A: Apply> Registry<A> {
         self.added += 1;
         let order = kernel_order(&spec.id, self.added);
         self.order.insert(order, spec.id);
-        self.services.insert(spec.id, Service { spec, order, servers: Servers::default() });
+        self.services
+            .insert(spec.id, Service { spec, order, servers: Servers::default(), locals: Vec::new() });
         Ok(())
     }
 
@@ -264,6 +279,29 @@ impl<A: Apply> Registry<A> {
             return Err(Refusal::NoSuchServer);
         }
         self.plane.delete_server(id, server);
+        Ok(())
+    }
+
+    fn add_local(&mut self, id: &ServiceId, address: IpAddr) -> Result<(), Refusal> {
+        let service = self.services.get(id).ok_or(Refusal::ServiceNotDefined)?;
+        if service.locals.contains(&address) {
+            return Err(Refusal::LocalExists);
+        }
+        if !is_one_host(address) || address.is_loopback() {
+            return Err(Refusal::Invalid);
+        }
+        self.plane.add_local(id, address)?;
+        if let Some(service) = self.services.get_mut(id) {
+            service.locals.push(address);
+        }
+        Ok(())
+    }
+
+    fn delete_local(&mut self, id: &ServiceId, address: IpAddr) -> Result<(), Refusal> {
+        let service = self.services.get_mut(id).ok_or(Refusal::ServiceNotDefined)?;
+        let place = service.locals.iter().position(|local| *local == address).ok_or(Refusal::NoSuchLocal)?;
+        service.locals.remove(place);
+        self.plane.delete_local(id, address);
         Ok(())
     }
 
@@ -334,6 +372,14 @@ impl<A: Apply> Registry<A> {
                     activity: self.plane.server_activity(id, server.address),
                 })
                 .collect(),
+            locals: (service.locals.iter().map(|address| (*address, false)))
+                .chain(self.plane.leaving_locals(id).into_iter().map(|address| (address, true)))
+                .map(|(address, leaving)| LocalEntry {
+                    address,
+                    leaving,
+                    activity: self.plane.local_activity(address),
+                })
+                .collect(),
         }
     }
 
@@ -347,6 +393,9 @@ impl<A: Apply> Registry<A> {
             _ => return Err(Refusal::Invalid),
         }
         if matches!(spec.id, ServiceId::Mark { mark: 0, .. }) {
+            return Err(Refusal::Invalid);
+        }
+        if spec.local_ports.is_some_and(|(first, last)| first == 0 || first > last) {
             return Err(Refusal::Invalid);
         }
         if spec.persistent.is_some_and(|seconds| seconds == 0 || seconds > LONGEST_TIMEOUT) {
@@ -482,6 +531,20 @@ impl Apply for NoPlane {
     }
 
     fn delete_server(&mut self, _: &ServiceId, _: SocketAddr) {}
+
+    fn add_local(&mut self, _: &ServiceId, _: IpAddr) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn delete_local(&mut self, _: &ServiceId, _: IpAddr) {}
+
+    fn leaving_locals(&self, _: &ServiceId) -> Vec<IpAddr> {
+        Vec::new()
+    }
+
+    fn local_activity(&self, _: IpAddr) -> LocalActivity {
+        LocalActivity::default()
+    }
 
     fn zero(&mut self, _: Option<&ServiceId>) {}
 

@@ -138,7 +138,7 @@ fn every_fault_is_told_with_its_place() {
             ),
             &[
                 "6:19: found the lower threshold 6, expected at most the upper threshold, 5",
-                "7:10: found `tun`, expected `nat` or `direct`",
+                "7:10: found `tun`, expected `nat`, `direct` or `fullnat`",
             ],
         ),
         (
@@ -238,6 +238,8 @@ fn options() -> impl Strategy<Value = RunOptions> {
         |(interfaces, workers, socket, [assign_vips, xdp, kernel, keep], numbers, timeouts, mut services)| {
             services.sort_by_key(|(service, _)| service.id);
             services.dedup_by_key(|(service, _)| service.id);
+            let local = IpAddr::from([203, 0, 113, 7]);
+            let locals = services.iter().filter(|_| keep).map(|(service, _)| (service.id, local)).collect();
             RunOptions {
                 interfaces,
                 io: if xdp { Io::Xdp } else { Io::Auto },
@@ -254,6 +256,7 @@ fn options() -> impl Strategy<Value = RunOptions> {
                     destinations: numbers.2,
                 },
                 timeouts: Timeouts { tcp: timeouts.0, tcp_fin: timeouts.1, udp: timeouts.2 },
+                locals,
                 services,
             }
         },

@@ -7,6 +7,7 @@ mod change;
 mod demo;
 mod director;
 mod faults;
+mod fullnat;
 #[path = "../../lab/tests/harness/mod.rs"]
 mod harness;
 mod icmp;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         ("kernel", kernel::TESTS),
         ("change", change::TESTS),
         ("faults", faults::TESTS),
+        ("fullnat", fullnat::TESTS),
         ("demo", demo::TESTS),
     ])
 }

@@ -51,7 +51,7 @@ pub(crate) fn shares(report: &Report) -> BTreeMap<String, usize> {
     report.shares().into_iter().map(|(name, count)| (name.into(), count)).collect()
 }
 
-fn expect_shares(report: &Report, expected: &[(&str, usize)]) -> Outcome {
+pub(crate) fn expect_shares(report: &Report, expected: &[(&str, usize)]) -> Outcome {
     let expected: BTreeMap<String, usize> =
         expected.iter().map(|(name, count)| ((*name).into(), *count)).collect();
     check(shares(report) == expected, format!("shares are {:?}, not {expected:?}", shares(report)))
@@ -134,7 +134,7 @@ fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
     transfer_on(world, family, length)
 }
 
-fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome {
+pub(crate) fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome {
     let expected = stream::sha256(length);
     let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT * 3)?;
     let down = connection.get(&format!("/bytes/{length}"))?;

@@ -10,7 +10,7 @@ use uvs_control::api::{
 };
 use uvs_control::registry::{Features, NoPlane, Registry};
 
-type Rules = Vec<(ServiceSpec, Vec<ServerSpec>)>;
+type Rules = Vec<(ServiceSpec, Vec<ServerSpec>, Vec<IpAddr>)>;
 
 fn registry() -> Registry<NoPlane> {
     let plane = NoPlane {
@@ -78,6 +78,7 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
                 },
                 engine,
                 one_packet: one_packet && udp,
+                local_ports: None,
             }
         },
     )
@@ -96,8 +97,8 @@ fn server() -> impl Strategy<Value = ServerSpec> {
         }),
         plain.prop_map(|checksum| Tunnel { kind: TunnelKind::Gre, port: 0, checksum }),
     ];
-    let method =
-        prop_oneof![Just(Method::Masquerading), Just(Method::Direct), tunnel.prop_map(Method::Tunnel)];
+    let plain = prop::sample::select(vec![Method::Masquerading, Method::Direct, Method::FullNat]);
+    let method = prop_oneof![2 => plain, 1 => tunnel.prop_map(Method::Tunnel)];
     (address(), any::<u16>(), method, 0..=i32::MAX.unsigned_abs()).prop_map(
         |(address, port, method, weight)| ServerSpec {
             method,
@@ -108,19 +109,23 @@ fn server() -> impl Strategy<Value = ServerSpec> {
 }
 
 fn rules() -> impl Strategy<Value = Rules> {
-    prop::collection::vec((service(), prop::collection::vec(server(), 0..6)), 0..12)
+    let (servers, locals) = (prop::collection::vec(server(), 0..6), prop::collection::vec(address(), 0..3));
+    prop::collection::vec((service(), servers, locals), 0..12)
 }
 
 proptest! {
     #[test]
     fn saving_and_restoring_changes_nothing(rules in rules()) {
         let mut first = registry();
-        for (service, servers) in rules {
+        for (service, servers, locals) in rules {
             let id = service.id;
             first.handle(Request::AddService(service));
             for server in servers {
                 // What the kernel would refuse is refused here, and is no part of the table.
                 first.handle(Request::AddServer { service: id, server: server.reached_from(&id) });
+            }
+            for address in locals {
+                first.handle(Request::AddLocal { service: id, address });
             }
         }
         let text = saved(&mut first);
@@ -139,7 +144,7 @@ proptest! {
     /// Without the switches whose value a resolver may be asked about.
     #[test]
     fn no_command_line_makes_it_panic(
-        words in prop::collection::vec("-{0,2}[ADELZacdeghilmnopswxyMbCRSX6f=]{0,6}|[0-9:.,=-]{0,12}", 0..8)
+        words in prop::collection::vec("-{0,2}[ADELZacdeghilmnopswxyzMbCRSXPQG6f=]{0,6}|[0-9:.,=-]{0,12}", 0..8)
     ) {
         let _ = parse(&words);
     }

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use uvs_control::api::{
-    ConnectionEntry, Counters, Daemon, Family, Method, Netmask, Protocol, Rates, ServerEntry, ServiceEntry,
-    ServiceId, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    ConnectionEntry, Counters, Daemon, Family, LocalEntry, Method, Netmask, Protocol, Rates, ServerEntry,
+    ServiceEntry, ServiceId, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 
 #[derive(Serialize)]
@@ -27,6 +27,15 @@ struct Service<'a> {
     counters: Numbers,
     rates: Numbers,
     servers: Vec<Server>,
+    local_addresses: Vec<Local>,
+}
+
+#[derive(Serialize)]
+struct Local {
+    address: String,
+    leaving: bool,
+    port_conflicts: u64,
+    connections: u64,
 }
 
 #[derive(Serialize)]
@@ -133,6 +142,16 @@ fn service(entry: &ServiceEntry) -> Service<'_> {
         counters: entry.activity.counters.into(),
         rates: entry.activity.rates.into(),
         servers: entry.servers.iter().map(server).collect(),
+        local_addresses: entry.locals.iter().map(local).collect(),
+    }
+}
+
+fn local(entry: &LocalEntry) -> Local {
+    Local {
+        address: entry.address.to_string(),
+        leaving: entry.leaving,
+        port_conflicts: entry.activity.conflicts,
+        connections: entry.activity.connections,
     }
 }
 
@@ -141,6 +160,7 @@ fn server(entry: &ServerEntry) -> Server {
     let (method, tunnel) = match server.method {
         Method::Masquerading => ("masquerading", None),
         Method::Direct => ("direct", None),
+        Method::FullNat => ("fullnat", None),
         Method::Tunnel(Tunnel { kind, port, checksum }) => {
             ("tunnel", Some(TunnelView { r#type: kind, port, checksum }))
         }

@@ -154,6 +154,29 @@ fn server_line(
     };
 }
 
+/// The local addresses of services, as the original patch's `-G` shows them.
+pub(super) fn locals(services: &[ServiceEntry], numeric: bool) -> String {
+    let mut names = Names::new(numeric);
+    let mut text = String::new();
+    let mut line = |service: &str, total: &str, address: &str, conflicts: &str, connections: &str| {
+        let _ = writeln!(text, "{service:<20} {total:<8} {address:<20} {conflicts:<10} {connections:<10}");
+    };
+    line("VIP:VPORT", "TOTAL", "SNAT_IP", "CONFLICTS", "CONNS");
+    for entry in services {
+        let name = match entry.service.id {
+            ServiceId::Address { protocol, address } => names.write(address, Some(protocol)),
+            ServiceId::Mark { mark, .. } => mark.cast_signed().to_string(),
+        };
+        line(&name, &entry.locals.len().to_string(), "", "", "");
+        for local in &entry.locals {
+            let activity = local.activity;
+            let (conflicts, connections) = (activity.conflicts.to_string(), activity.connections.to_string());
+            line("", "", &local.address.to_string(), &conflicts, &connections);
+        }
+    }
+    text
+}
+
 /// Whose names a service's ports have; those of a service by mark have none.
 pub(super) fn port_names(id: &ServiceId) -> Option<Protocol> {
     match id {
@@ -167,6 +190,7 @@ fn method_name(method: &Method) -> &'static str {
         Method::Masquerading => "Masq",
         Method::Direct => "Route",
         Method::Tunnel(_) => "Tunnel",
+        Method::FullNat => "FullNat",
     }
 }
 

@@ -1,7 +1,8 @@
 //! ipvsadm 1.31, as far as anybody can tell who types it: its parser, its messages, its exit statuses, its listings, byte for
 //! byte. What it says to the kernel's IPVS, this says to the director of its network namespace.
 //!
-//! Our own addition is `--json` on listings.
+//! Additions to it: `--json` on listings, and full NAT as the patch that brought it to IPVS had it (`-b` with real servers, `-P`,
+//! `-Q`, `-G`, `-z`).
 
 mod address;
 #[cfg(test)]
@@ -19,8 +20,8 @@ use names::Names;
 use parse::{Command, Complaint, Listed, Listing, parse};
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
-use uvs_control::api::{Refusal, Request, Response};
-use uvs_control::client::{Client, ClientError};
+use uvs_control::api::{Refusal, Request, Response, ServiceId};
+use uvs_control::client::{self, Client, ClientError};
 
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
 const HELP: &str = include_str!("help.txt");
@@ -83,6 +84,10 @@ enum Deed {
     Save {
         numeric: bool,
     },
+    Locals {
+        service: Option<ServiceId>,
+        numeric: bool,
+    },
     Restore,
     Help,
     Version,
@@ -98,6 +103,9 @@ impl From<Command> for Deed {
             Command::AddServer(service, server) => Request::AddServer { service, server },
             Command::EditServer(service, server) => Request::EditServer { service, server },
             Command::DeleteServer(service, server) => Request::DeleteServer { service, server },
+            Command::AddLocal(service, address) => Request::AddLocal { service, address },
+            Command::DeleteLocal(service, address) => Request::DeleteLocal { service, address },
+            Command::ListLocals { service, numeric } => return Deed::Locals { service, numeric },
             Command::Zero(service) => Request::Zero(service),
             Command::Set(timeouts) => Request::SetTimeouts(timeouts),
             Command::StartDaemon(daemon) => Request::StartDaemon(daemon),
@@ -139,6 +147,11 @@ impl Session<'_, '_> {
     fn show(&mut self, deed: Deed) -> Result<u8, End> {
         match deed {
             Deed::Show(listing) => self.list(&listing)?,
+            Deed::Locals { service, numeric } => {
+                let mut found = self.services(service)?.services;
+                sort::sort(&mut found);
+                self.print(&listing::locals(&found, numeric));
+            }
             Deed::Save { numeric } => {
                 let mut all = self.client.services(None)?.services;
                 sort::sort(&mut all);
@@ -154,12 +167,7 @@ impl Session<'_, '_> {
     fn list(&mut self, listing: &Listing) -> Result<(), End> {
         match listing.what {
             Listed::Services(service) => {
-                let mut found = self.client.services(service).map_err(|error| match error {
-                    ClientError::Refused(refusal @ Refusal::NoSuchService) => {
-                        End { text: refusal.to_string(), status: 1 }
-                    }
-                    other => other.into(),
-                })?;
+                let mut found = self.services(service)?;
                 if listing.sorted {
                     sort::sort(&mut found.services);
                 }
@@ -186,6 +194,15 @@ impl Session<'_, '_> {
             },
         }
         Ok(())
+    }
+
+    fn services(&self, service: Option<ServiceId>) -> Result<client::Listing, End> {
+        self.client.services(service).map_err(|error| match error {
+            ClientError::Refused(refusal @ Refusal::NoSuchService) => {
+                End { text: refusal.to_string(), status: 1 }
+            }
+            other => other.into(),
+        })
     }
 
     fn connections(&mut self, listing: &Listing) -> Result<(), End> {

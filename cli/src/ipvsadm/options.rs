@@ -11,6 +11,9 @@ pub(super) enum Verb {
     AddServer,
     EditServer,
     DeleteServer,
+    AddLocal,
+    DeleteLocal,
+    ListLocals,
     Set,
     StartDaemon,
     StopDaemon,
@@ -33,6 +36,9 @@ impl Verb {
             Verb::AddServer => "add-server",
             Verb::EditServer => "edit-server",
             Verb::DeleteServer => "delete-server",
+            Verb::AddLocal => "add-laddr",
+            Verb::DeleteLocal => "del-laddr",
+            Verb::ListLocals => "get-laddr",
             Verb::Set => "set",
             Verb::StartDaemon => "start-daemon",
             Verb::StopDaemon => "stop-daemon",
@@ -86,6 +92,10 @@ impl Verb {
                 ..Rules::NONE
             },
             Verb::DeleteServer => Rules { required: &[ServiceAddress, RealServer], ..Rules::NONE },
+            Verb::AddLocal | Verb::DeleteLocal => {
+                Rules { required: &[ServiceAddress, LocalAddress], ..Rules::NONE }
+            }
+            Verb::ListLocals => Rules { optional: &[ServiceAddress, Numeric], ..Rules::NONE },
             Verb::StartDaemon => Rules {
                 optional: &[McastInterface, Syncid, McastGroup, McastPort, McastTtl, SyncMaxlen],
                 ..Rules::NONE
@@ -146,10 +156,11 @@ pub(super) enum Opt {
     TunCsum,
     TunRemcsum,
     Json,
+    LocalAddress,
 }
 
 /// Every option with the name that messages give it, in checking order.
-const OPTIONS: [(Opt, &str); 35] = [
+const OPTIONS: [(Opt, &str); 36] = [
     (Opt::Numeric, "numeric"),
     (Opt::Connection, "connection"),
     (Opt::ServiceAddress, "service-address"),
@@ -185,6 +196,7 @@ const OPTIONS: [(Opt, &str); 35] = [
     (Opt::TunCsum, "tun-csum"),
     (Opt::TunRemcsum, "tun-remcsum"),
     (Opt::Json, "json"),
+    (Opt::LocalAddress, "local-address"),
 ];
 
 /// The options given so far.
@@ -235,6 +247,19 @@ impl Given {
     }
 }
 
+impl Verb {
+    /// What a switch is in a command with this verb, as the patch that brought full NAT had it before `-b` got another meaning:
+    /// with real servers it is full NAT.
+    pub(super) fn meaning(self, (letter, long, value, switch): SwitchRow) -> (Value, Switch) {
+        match (self, letter) {
+            (Verb::AddServer | Verb::EditServer, Some('b')) if long == "sched-flags" => {
+                (Value::None, Switch::FullNat)
+            }
+            _ => (value, switch),
+        }
+    }
+}
+
 /// What one switch on the command line stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Switch {
@@ -247,6 +272,7 @@ pub(super) enum Switch {
     Gatewaying,
     Ipip,
     Masquerading,
+    FullNat,
     Sort,
     Plain(Opt),
 }
@@ -263,7 +289,7 @@ pub(super) enum Value {
 pub(super) type SwitchRow = (Option<char>, &'static str, Value, Switch);
 
 /// Every switch.
-pub(super) const SWITCHES: [SwitchRow; 59] = {
+pub(super) const SWITCHES: [SwitchRow; 64] = {
     use self::Verb as V;
     use Switch::*;
     use Value::{Needed, None as Bare, Optional};
@@ -278,6 +304,9 @@ pub(super) const SWITCHES: [SwitchRow; 59] = {
         (Some('a'), "add-server", Bare, Verb(V::AddServer)),
         (Some('e'), "edit-server", Bare, Verb(V::EditServer)),
         (Some('d'), "delete-server", Bare, Verb(V::DeleteServer)),
+        (Some('P'), "add-laddr", Bare, Verb(V::AddLocal)),
+        (Some('Q'), "del-laddr", Bare, Verb(V::DeleteLocal)),
+        (Some('G'), "get-laddr", Bare, Verb(V::ListLocals)),
         (None, "set", Bare, Verb(V::Set)),
         (Some('R'), "restore", Bare, Verb(V::Restore)),
         (Some('S'), "save", Bare, Verb(V::Save)),
@@ -300,6 +329,8 @@ pub(super) const SWITCHES: [SwitchRow; 59] = {
         (Some('g'), "gatewaying", Bare, Gatewaying),
         (Some('i'), "ipip", Bare, Ipip),
         (Some('m'), "masquerading", Bare, Masquerading),
+        (None, "fullnat", Bare, FullNat),
+        (Some('z'), "laddr", Needed, Plain(Opt::LocalAddress)),
         (None, "tun-type", Needed, Plain(Opt::TunType)),
         (None, "tun-port", Needed, Plain(Opt::TunPort)),
         (None, "tun-nocsum", Bare, Plain(Opt::TunNocsum)),

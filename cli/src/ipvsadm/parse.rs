@@ -20,6 +20,9 @@ pub(super) enum Command {
     AddServer(ServiceId, ServerSpec),
     EditServer(ServiceId, ServerSpec),
     DeleteServer(ServiceId, SocketAddr),
+    AddLocal(ServiceId, IpAddr),
+    DeleteLocal(ServiceId, IpAddr),
+    ListLocals { service: Option<ServiceId>, numeric: bool },
     Zero(Option<ServiceId>),
     Set(Timeouts),
     StartDaemon(Daemon),
@@ -197,6 +200,7 @@ struct Draft {
     one_packet: bool,
     engine: Option<String>,
     server: Option<SocketAddr>,
+    local: Option<IpAddr>,
     method: Method,
     tunnel: Tunnel,
     weight: u32,
@@ -222,6 +226,7 @@ impl Default for Draft {
             one_packet: false,
             engine: None,
             server: None,
+            local: None,
             method: Method::Direct,
             tunnel: Tunnel::default(),
             weight: 1,
@@ -265,6 +270,7 @@ impl Draft {
             Switch::Gatewaying => self.method(Method::Direct)?,
             Switch::Ipip => self.method(Method::Tunnel(Tunnel::default()))?,
             Switch::Masquerading => self.method(Method::Masquerading)?,
+            Switch::FullNat => self.method(Method::FullNat)?,
             Switch::Sort => {}
             Switch::Plain(option) => {
                 self.given.note(option)?;
@@ -287,6 +293,10 @@ impl Draft {
                     self.server = Some(SocketAddr::new(address, port.unwrap_or(self.port)));
                 }
                 None => return complaint("illegal real server address[:port] specified"),
+            },
+            Opt::LocalAddress => match value.parse() {
+                Ok(address) => self.local = Some(address),
+                Err(_) => return complaint("illegal local address specified"),
             },
             Opt::Weight => self.weight = bounded(value, 0, WEIGHT_LIMIT, "weight")?,
             Opt::UThreshold => self.upper = bounded(value, 0, WEIGHT_LIMIT, "u_threshold")?,
@@ -380,6 +390,12 @@ impl Draft {
             Verb::AddServer => Command::AddServer(self.id(), self.server_spec()?),
             Verb::EditServer => Command::EditServer(self.id(), self.server_spec()?),
             Verb::DeleteServer => Command::DeleteServer(self.id(), self.server_address()),
+            Verb::AddLocal => Command::AddLocal(self.id(), self.local_address()),
+            Verb::DeleteLocal => Command::DeleteLocal(self.id(), self.local_address()),
+            Verb::ListLocals => Command::ListLocals {
+                service: self.given.has(Opt::ServiceAddress).then(|| self.id()),
+                numeric: self.given.has(Opt::Numeric),
+            },
             Verb::Zero => Command::Zero(self.given.has(Opt::ServiceAddress).then(|| self.id())),
             Verb::Set => Command::Set(timeouts),
             Verb::StartDaemon => Command::StartDaemon(Daemon { state, ..self.daemon }),
@@ -417,7 +433,13 @@ impl Draft {
             netmask: self.netmask,
             engine: self.engine,
             one_packet: self.one_packet,
+            local_ports: None,
         })
+    }
+
+    /// The options were checked: it is there.
+    fn local_address(&self) -> IpAddr {
+        self.local.unwrap_or(self.address)
     }
 
     fn server_address(&self) -> SocketAddr {

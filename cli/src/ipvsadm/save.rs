@@ -17,6 +17,9 @@ pub(super) fn save(services: &[ServiceEntry], numeric: bool) -> String {
         for server in &entry.servers {
             server_line(&mut text, entry, server, &service, &mut names);
         }
+        for local in entry.locals.iter().filter(|local| !local.leaving) {
+            let _ = writeln!(text, "-P {service} -z {}", local.address);
+        }
     }
     text
 }
@@ -72,6 +75,7 @@ fn server_line(
         Method::Masquerading => "-m",
         Method::Direct => "-g",
         Method::Tunnel(_) => "-i",
+        Method::FullNat => "-b",
     };
     let _ = write!(text, "-a {service} -r {name} {method} -w {}", server.weight);
     if let Method::Tunnel(tunnel) = server.method {

@@ -1,7 +1,7 @@
 //! Reading a command line as the popt library reads it: switches bundled behind one dash, values attached or following, words
 //! that are neither kept for later.
 
-use super::options::{SWITCHES, Switch, Value};
+use super::options::{SWITCHES, Switch, SwitchRow, Value, Verb};
 
 /// One switch read.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,11 +22,13 @@ pub(super) struct Reader<'a> {
     bundle: Option<(&'a str, &'a str)>,
     /// Words that are no switches and no values.
     pub(super) leftover: Vec<&'a str>,
+    /// The command, once it was read.
+    verb: Option<Verb>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(words: &'a [String]) -> Self {
-        Reader { words, bundle: None, leftover: Vec::new() }
+        Reader { words, bundle: None, leftover: Vec::new(), verb: None }
     }
 
     /// The next switch, `None` after the last. The error is popt's message.
@@ -64,10 +66,11 @@ impl<'a> Reader<'a> {
         let mut letters = rest.chars();
         let letter = letters.next();
         let rest = letters.as_str();
-        let known = |(short, ..): &&(Option<char>, _, _, _)| short.is_some() && *short == letter;
-        let Some((_, _, value, switch)) = SWITCHES.iter().find(known) else {
+        let known = |(short, ..): &&SwitchRow| short.is_some() && *short == letter;
+        let Some(row) = SWITCHES.iter().find(known) else {
             return Err(format!("{word}: unknown option"));
         };
+        let (value, switch) = self.verb.map_or((row.2, row.3), |verb| verb.meaning(*row));
         let attached = match (value, rest) {
             (_, "") => None,
             (Value::None, _) if !rest.starts_with('=') => {
@@ -76,7 +79,7 @@ impl<'a> Reader<'a> {
             }
             _ => Some(rest.strip_prefix('=').unwrap_or(rest)),
         };
-        self.valued(*switch, *value, attached, word)
+        self.valued(switch, value, attached, word)
     }
 
     fn valued(
@@ -86,6 +89,9 @@ impl<'a> Reader<'a> {
         attached: Option<&'a str>,
         word: &'a str,
     ) -> Result<Found<'a>, String> {
+        if let Switch::Verb(verb) = switch {
+            self.verb.get_or_insert(verb);
+        }
         match (value, attached) {
             (Value::None, Some(_)) => Err(format!("{word}: option does not take an argument")),
             (Value::None, None) => Ok(Found { switch, value: None, word }),

@@ -2,6 +2,7 @@
 
 use super::{ServerSpec, ServiceSpec, is_default};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Sums since the start or the last zeroing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +89,34 @@ pub struct ServiceEntry {
     pub activity: ServiceActivity,
     /// Its real servers, newest first.
     pub servers: Vec<ServerEntry>,
+    /// Its local addresses for full NAT, in the order they were added, then those that are leaving.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub locals: Vec<LocalEntry>,
+}
+
+/// A local address of a service in a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalEntry {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether it was taken from the service and stays for the connections it has.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub leaving: bool,
+    /// What it has done and does, for all services together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub activity: LocalActivity,
+}
+
+/// What a local address has done and does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LocalActivity {
+    /// Ports that were in use when a new connection wanted them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub conflicts: u64,
+    /// Connections that use it now.
+    #[serde(skip_serializing_if = "is_default")]
+    pub connections: u64,
 }
 
 /// A real server in a listing.

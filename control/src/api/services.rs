@@ -175,6 +175,9 @@ pub struct ServiceSpec {
     /// Whether each UDP packet is scheduled for itself (`-o`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub one_packet: bool,
+    /// The first and the last port that full NAT uses at the service's local addresses; 5000 to 65535 when it is not said.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub local_ports: Option<(u16, u16)>,
 }
 
 impl ServiceSpec {
@@ -188,6 +191,7 @@ impl ServiceSpec {
             persistent: None,
             engine: None,
             one_packet: false,
+            local_ports: None,
         }
     }
 }
@@ -203,6 +207,8 @@ pub enum Method {
     Direct,
     /// An IP tunnel (`-i`).
     Tunnel(Tunnel),
+    /// Full NAT (`-b`): as network address translation, from a local address of the director's in place of the client's.
+    FullNat,
 }
 
 /// The encapsulation of a tunnel.

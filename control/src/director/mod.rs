@@ -7,6 +7,7 @@
 pub mod devices;
 mod kernel;
 mod load;
+mod locals;
 mod plane;
 mod rates;
 mod report;
@@ -208,8 +209,7 @@ impl Director {
         })?;
         let running = Arc::new(running);
 
-        let mut steering = Steering::new()?;
-        steering.set_local(kernel.local_addresses())?;
+        let steering = Steering::new()?;
         let report = Report {
             running: running.clone(),
             attachments: Vec::new(),
@@ -219,7 +219,8 @@ impl Director {
             load: Load::default(),
             kernel: kernel.clone(),
         };
-        let plane = Plane::new(config.clone(), destinations, steering, kernel.clone(), report);
+        let mut plane = Plane::new(config.clone(), destinations, steering, kernel.clone(), report);
+        plane.set_local(kernel.local_addresses());
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
         configure(&registry, options)?;
         let server = serve(&registry, options)?;
@@ -314,7 +315,11 @@ fn configure(registry: &SharedRegistry, options: &RunOptions) -> Result<(), Star
             servers.iter().map(|server| Request::AddServer { service: service.id, server: *server });
         std::iter::once(Request::AddService(service.clone())).chain(servers)
     });
-    for request in requests {
+    let locals = options.locals.iter().map(|(service, address)| {
+        let (service, address) = (*service, *address);
+        Request::AddLocal { service, address }
+    });
+    for request in requests.chain(locals) {
         if let Response::Refused(refusal) = registry.handle(request) {
             return Err(StartError::Configuration(refusal));
         }

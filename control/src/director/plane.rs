@@ -2,23 +2,24 @@
 //! their real servers' next hops into view.
 
 use super::kernel::Kernel;
+use super::locals::Locals;
 use super::rates::Averages;
 use super::report::Report;
 use crate::api::{
-    self, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId, ServiceSpec,
-    Timeouts,
+    self, LocalActivity, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId,
+    ServiceSpec, Timeouts,
 };
 use crate::registry::{Apply, Features};
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use uvs_conntrack::{DestinationId, Tick};
-use uvs_engine::Config;
 use uvs_engine::forward::Method;
 use uvs_engine::plan::Plan;
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
 use uvs_engine::steer::{Guard, SteerError, Steering};
+use uvs_engine::{Config, Reason};
 
 /// How long workers may take to follow a change. They do so with their next batch.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +38,9 @@ pub(super) struct Plane {
     pub(super) guard: Option<(Guard, Duration)>,
     members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
     lingering: HashSet<Claim>,
+    locals: Locals,
+    /// Connections that were dropped for want of a local address, as far as that was said.
+    without_local: u64,
     averages: Averages,
     schedulers: uvs_schedulers::Registry,
     generation: u64,
@@ -66,7 +70,8 @@ struct Claim {
 
 impl Claim {
     fn of(service: ServiceKey, address: SocketAddr, member: Member) -> Self {
-        Claim { id: member.id, service, reply: (member.method == Method::Nat).then_some(address) }
+        let replies = matches!(member.method, Method::Nat | Method::FullNat);
+        Claim { id: member.id, service, reply: replies.then_some(address) }
     }
 }
 
@@ -79,6 +84,8 @@ impl Plane {
         report: Report,
     ) -> Self {
         Plane {
+            locals: Locals::new(destinations.clone()),
+            without_local: 0,
             config,
             destinations,
             steering,
@@ -101,6 +108,46 @@ impl Plane {
         self.report.load.sample();
         self.release_idle();
         self.destinations.collect(now);
+        self.look_after_locals();
+    }
+
+    /// Lets go of local addresses that no connection needs any more, and says what new connections did not find.
+    fn look_after_locals(&mut self) {
+        for address in self.locals.take_idle() {
+            complain(self.steering.remove_source(address));
+            self.kernel.service_removed(address);
+        }
+        if self.locals.look_at_host() {
+            self.set_host_ports();
+        }
+        self.locals.tell_exhausted();
+        let dropped = self.destinations.counters().drops(Reason::NoLocalAddress);
+        if std::mem::replace(&mut self.without_local, dropped) >= dropped {
+            return;
+        }
+        for (key, members) in &self.members {
+            let lacks = |(address, member): (&SocketAddr, &Member)| {
+                member.method == Method::FullNat && !self.locals.has(*key, address.is_ipv4())
+            };
+            if members.iter().any(lacks) {
+                tracing::warn!(
+                    "the real servers of {key} by full NAT get no connections: give it a local address of theirs with \
+                     `ipvsadm -P -t {} -z ADDRESS`",
+                    SocketAddr::new(key.address, key.port)
+                );
+            }
+        }
+    }
+
+    /// The kernel gives its own sockets other ports, or this host has other addresses: local ports keep out of their way.
+    fn set_host_ports(&mut self) {
+        complain(self.steering.set_host_ports(self.locals.host_ports()));
+        let snapshot = self.config.load();
+        for key in self.locals.services() {
+            if let Some(service) = snapshot.services.find(&key) {
+                service.set_locals(self.locals.pool(key));
+            }
+        }
     }
 
     /// Takes the steering keys away that were kept for connections which are gone.
@@ -127,8 +174,10 @@ impl Plane {
     }
 
     /// The addresses of this host have changed.
-    pub(super) fn set_local(&mut self, addresses: impl IntoIterator<Item = std::net::IpAddr>) {
-        complain(self.steering.set_local(addresses));
+    pub(super) fn set_local(&mut self, addresses: BTreeSet<IpAddr>) {
+        complain(self.steering.set_local(addresses.iter().copied()));
+        self.locals.set_own(addresses);
+        self.set_host_ports();
     }
 
     fn service(&self, id: &ServiceId) -> Result<Arc<Service>, Refusal> {
@@ -197,6 +246,7 @@ impl Apply for Plane {
             return Err(failed(&error));
         }
         self.kernel.service_added(key.address);
+        self.locals.set_ports(key, spec.local_ports);
         Ok(())
     }
 
@@ -205,6 +255,8 @@ impl Apply for Plane {
         let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         service.set_scheduler(&spec.scheduler, scheduler);
         service.set_flags(u32::from(spec.flags.0) << 3);
+        self.locals.set_ports(service.key(), spec.local_ports);
+        service.set_locals(self.locals.pool(service.key()));
         Ok(())
     }
 
@@ -213,6 +265,7 @@ impl Apply for Plane {
         for (address, member) in self.members.remove(&key).unwrap_or_default() {
             self.linger(key, address, member);
         }
+        self.locals.remove_service(key);
         self.take_out(key);
         complain(self.steering.remove_service(key.address, key.port, key.protocol));
         self.kernel.service_removed(key.address);
@@ -257,6 +310,37 @@ impl Apply for Plane {
         if let Err(error) = service.delete(server, super::now()) {
             tracing::error!("the workers did not know real server {server} of {}: {error}", service.key());
         }
+    }
+
+    fn add_local(&mut self, id: &ServiceId, address: IpAddr) -> Result<(), Refusal> {
+        let service = self.service(id)?;
+        if self.locals.add(service.key(), address) {
+            if let Err(error) = self.steering.add_source(address) {
+                self.locals.remove(service.key(), address);
+                return Err(failed(&error));
+            }
+            self.kernel.service_added(address);
+        }
+        service.set_locals(self.locals.pool(service.key()));
+        Ok(())
+    }
+
+    fn delete_local(&mut self, id: &ServiceId, address: IpAddr) {
+        let Ok(service) = self.service(id) else { return };
+        self.locals.remove(service.key(), address);
+        service.set_locals(self.locals.pool(service.key()));
+    }
+
+    fn leaving_locals(&self, id: &ServiceId) -> Vec<IpAddr> {
+        key(id).map_or_else(Vec::new, |key| self.locals.leaving(key).collect())
+    }
+
+    fn local_activity(&self, address: IpAddr) -> LocalActivity {
+        let local = self.destinations.locals().get(&address);
+        local.map_or_else(LocalActivity::default, |local| LocalActivity {
+            conflicts: local.conflicts(),
+            connections: local.connections(),
+        })
     }
 
     fn zero(&mut self, id: Option<&ServiceId>) {
@@ -349,6 +433,7 @@ fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
     let method = match server.method {
         api::Method::Masquerading => Method::Nat,
         api::Method::Direct => Method::Direct,
+        api::Method::FullNat => Method::FullNat,
         api::Method::Tunnel(_) => {
             return Err(Refusal::Unsupported("this director forwards by NAT and direct routing only".into()));
         }

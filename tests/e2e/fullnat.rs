@@ -1,0 +1,195 @@
+//! Full NAT: real servers that are no one's gateway's, few ports for many connections, addresses that come and go.
+
+use crate::director::{Configuration, LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm};
+use crate::harness::{Outcome, Tests, check};
+use crate::traffic::{expect_shares, run, transfer_on};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+use uvs_lab::http::Connection;
+use uvs_lab::{Plan, udp, wait};
+
+pub(crate) const TESTS: Tests = &[
+    ("both_families", || in_default_world(both_families)),
+    ("own_address_on_one_segment", || in_world(&one_arm(), &[], own_address)),
+    ("datagrams", || in_default_world(datagrams)),
+    ("two_hundred_ports", || {
+        let file = few_ports("6000-6199")?;
+        in_world(&Plan::default(), &["--config", &file.path()], two_hundred_ports)
+    }),
+    ("no_port_left", || {
+        let file = few_ports("6000-6001")?;
+        in_world(&Plan::default(), &["--config", &file.path()], no_port_left)
+    }),
+    ("an_address_leaves", || in_default_world(an_address_leaves)),
+    ("saved_and_restored", || in_default_world(saved_and_restored)),
+];
+
+/// A local address that no host has: the real servers send what is for it to their gateway.
+fn routed(family: IpAddr) -> IpAddr {
+    if family.is_ipv4() { IpAddr::from([10, 9, 8, 7]) } else { "2001:db8:999::7".parse().unwrap_or(family) }
+}
+
+/// The service on port 80 by full NAT to both real servers, from these local addresses.
+fn balance(world: &World, family: IpAddr, locals: &[IpAddr]) -> Outcome {
+    let service = world.service(family);
+    world.ipvsadm(&format!("-A -t {service} -s rr"))?;
+    for index in 0..2 {
+        world.ipvsadm(&format!("-a -t {service} -r {} -b", world.server(index, family, 80)))?;
+    }
+    for local in locals {
+        world.ipvsadm(&format!("-P -t {service} -z {local}"))?;
+    }
+    Ok(())
+}
+
+/// A configuration with the service at one real server, by full NAT from the director's own address and these ports.
+fn few_ports(ports: &str) -> Result<Configuration, libtest_mimic::Failed> {
+    let text = format!(
+        "[[service]]\naddress = \"203.0.113.100:80\"\nlocal_addresses = [\"192.168.4.100\"]\nlocal_ports = \"{ports}\"\n\n\
+         [[service.server]]\naddress = \"192.168.4.11:80\"\nmethod = \"fullnat\"\n"
+    );
+    Configuration::write(&format!("fullnat-{ports}"), &text)
+}
+
+/// What `-G` shows of each local address: conflicts and connections.
+fn locals(world: &World) -> Result<Vec<(IpAddr, u64, u64)>, libtest_mimic::Failed> {
+    let listing = world.ipvsadm("-Gn")?;
+    let rows = listing.lines().filter(|line| line.starts_with(' ')).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let mut word = || words.next();
+        Some((word()?.parse().ok()?, word()?.parse().ok()?, word()?.parse().ok()?))
+    });
+    Ok(rows.collect())
+}
+
+fn both_families(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        balance(world, family, &[routed(family)])?;
+        let service = world.service(family);
+        expect_shares(&run(world, &load(service, 200, false))?, &[("rs1", 100), ("rs2", 100)])?;
+        run(world, &load(service, 200, true))?;
+        transfer_on(world, family, 20_000_000)?;
+        let listing = world.ipvsadm(&format!("-Ln -t {service}"))?;
+        check(listing.matches(" FullNat ").count() == 2, listing)?;
+        let rows = locals(world)?;
+        let used = rows.iter().find(|(address, ..)| *address == routed(family)).map(|row| row.2);
+        check(used.is_some_and(|connections| connections >= 208), format!("{used:?} connections: {rows:?}"))?;
+    }
+    Ok(())
+}
+
+/// Client, director and real servers on one segment: replies would go past the director if the servers knew the client.
+fn own_address(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        balance(world, family, &[world.topology.director_address(family)])?;
+        expect_shares(&run(world, &load(world.service(family), 200, false))?, &[("rs1", 100), ("rs2", 100)])?;
+        // The host's own connections to the same servers, from the same address, are still its own.
+        for index in 0..2 {
+            let server = world.server(index, family, 80);
+            let mut own = Connection::open(&world.topology.director, server, LIMIT)?;
+            let answer = own.get("/")?;
+            check(answer.server == format!("rs{}", index + 1), format!("{} answered", answer.server))?;
+        }
+        transfer_on(world, family, 5_000_000)?;
+    }
+    Ok(())
+}
+
+fn datagrams(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        let service = SocketAddr::new(world.vip(family), 53);
+        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+        world.ipvsadm(&format!("-P -u {service} -z {}", routed(family)))?;
+        let mut echoes = Vec::new();
+        for index in 0..2 {
+            let address = world.server(index, family, 5353);
+            let server = &world.topology.servers[index];
+            echoes.push(udp::Echo::start(server, address, &format!("rs{}", index + 1))?);
+            world.ipvsadm(&format!("-a -u {service} -r {address} -b"))?;
+        }
+        let mut servers = BTreeSet::new();
+        for _ in 0..10 {
+            let client = udp::Client::connect(&world.topology.client, service)?;
+            let first = client.ask(b"first", LIMIT)?;
+            for question in [&b""[..], b"odd", &[0; 1000], &[0xff; 1400]] {
+                let again = client.ask(question, LIMIT)?;
+                check(again == first, format!("one client was answered by {first} and {again}"))?;
+            }
+            servers.insert(first);
+        }
+        check(servers.len() == 2, format!("{servers:?} answered"))?;
+    }
+    Ok(())
+}
+
+/// Twenty-five connections to a port: each port is used again while its real server has it in TIME_WAIT, and no SYN is lost,
+/// which would take its client a second to notice.
+fn two_hundred_ports(world: &mut World) -> Outcome {
+    const CONNECTIONS: usize = 5000;
+    let report = run(world, &load(world.service(V4), CONNECTIONS, false))?;
+    let slowest = report.percentile(100.0);
+    check(slowest < Duration::from_millis(900), format!("one took {slowest:?}"))?;
+    check(world.drops("ports_exhausted")? == 0, "a connection found no port")?;
+    let rows = locals(world)?;
+    check(rows.iter().all(|(_, _, connections)| *connections <= 200), format!("{rows:?}"))
+}
+
+fn no_port_left(world: &mut World) -> Outcome {
+    let open = || Connection::open(&world.topology.client, world.service(V4), Duration::from_secs(2));
+    let mut kept = [open()?, open()?];
+    check(open().is_err(), "a third connection by two ports")?;
+    world.wait_for_drops("ports_exhausted", 1)?;
+    let said = "192.168.4.100 has no free port towards a real server (2 connections use it)";
+    wait::until("what the director says of it", LIMIT, || world.director.log().contains(said))?;
+    for connection in &mut kept {
+        connection.get("/")?;
+    }
+    // Another address has other ports.
+    let another = routed(V4);
+    world.ipvsadm(&format!("-P -t {} -z {another}", world.service(V4)))?;
+    open()?.get("/").map(drop).map_err(Into::into)
+}
+
+fn an_address_leaves(world: &mut World) -> Outcome {
+    let family = V4;
+    let (first, second) = (routed(family), IpAddr::from([10, 9, 8, 8]));
+    let service = SocketAddr::new(world.vip(family), 53);
+    let server = world.server(0, family, 53);
+    let _echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
+    for command in
+        ["--set 0 0 5".into(), format!("-A -u {service} -s rr"), format!("-a -u {service} -r {server} -b")]
+    {
+        world.ipvsadm(&command)?;
+    }
+    world.ipvsadm(&format!("-P -u {service} -z {first}"))?;
+    let old = udp::Client::connect(&world.topology.client, service)?;
+    old.ask(b"?", LIMIT)?;
+    world.ipvsadm(&format!("-P -u {service} -z {second}"))?;
+    world.ipvsadm(&format!("-Q -u {service} -z {first}"))?;
+    for _ in 0..4 {
+        udp::Client::connect(&world.topology.client, service)?.ask(b"?", LIMIT)?;
+    }
+    old.ask(b"still there?", LIMIT)?;
+    check(locals(world)? == [(second, 0, 4), (first, 0, 1)], format!("{:?}", locals(world)?))?;
+    wait::until("the address to be gone", LIMIT * 3, || {
+        locals(world).is_ok_and(|rows| rows.iter().all(|(address, ..)| *address != first))
+    })?;
+    let client = udp::Client::connect(&world.topology.client, service)?;
+    client.ask(b"?", LIMIT).map(drop).map_err(Into::into)
+}
+
+fn saved_and_restored(world: &mut World) -> Outcome {
+    balance(world, V4, &[routed(V4)])?;
+    let saved = world.ipvsadm("-Sn")?;
+    let service = world.service(V4);
+    check(saved.contains(&format!("-P -t {service} -z 10.9.8.7\n")), saved.clone())?;
+    check(saved.matches(" -b -w 1\n").count() == 2, saved.clone())?;
+    world.ipvsadm("-C")?;
+    check(locals(world)?.is_empty(), "local addresses of no service")?;
+    for line in saved.lines() {
+        world.ipvsadm(line)?;
+    }
+    check(world.ipvsadm("-Sn")? == saved, "what was restored is not what was saved")?;
+    run(world, &load(service, 20, false)).map(drop)
+}
