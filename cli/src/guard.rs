@@ -5,6 +5,7 @@ use clap::Subcommand;
 use std::process::ExitCode;
 use uvs_control::api::{Request, Response};
 use uvs_control::client::ClientError;
+use uvs_control::director::reserve;
 use uvs_engine::steer::guard::{self, Standing};
 
 /// Arguments of `uvs guard`.
@@ -59,7 +60,11 @@ fn off(socket: &Socket) -> anyhow::Result<ExitCode> {
     match client.ask(&Request::GuardOff) {
         Ok(Response::Done) => say("the running director keeps no guard until it starts again\n"),
         Ok(other) => return Err(client.unexpected(other).into()),
-        Err(ClientError::NoDirector(_)) => {}
+        Err(ClientError::NoDirector(_)) => {
+            if reserve::restore()? {
+                say("ports that were reserved for full NAT are free again\n");
+            }
+        }
         Err(error) => return Err(error.into()),
     }
     let removed = guard::remove_all()?;

@@ -89,6 +89,7 @@ fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
             .text("socket", "the path of a socket")
             .map_or(SocketPlace::Namespace, |path| SocketPlace::Path(path.value.into())),
         assign_vips: section.boolean("assign_vips").is_some_and(|found| found.value),
+        reserve_ports: section.boolean("reserve_ports").is_some_and(|found| found.value),
         on_crash: section.one_of("on_crash", &ON_CRASH).unwrap_or_default(),
         guard_timeout: section
             .number("guard_timeout", 1..=86_400)
@@ -429,11 +430,12 @@ pub fn render(options: &RunOptions) -> String {
     let (limits, timeouts) = (options.limits, options.timeouts);
     let _ = write!(
         text,
-        "assign_vips = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\
+        "assign_vips = {}\nreserve_ports = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\
          on_remove = \"{on_remove}\"\n\n\
          [limits]\nconnections_ipv4 = {}\nconnections_ipv6 = {}\ndestinations = {}\n\n\
          [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n",
         options.assign_vips,
+        options.reserve_ports,
         options.guard_timeout.0.as_secs(),
         limits.connections_ipv4,
         limits.connections_ipv6,

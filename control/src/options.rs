@@ -23,6 +23,8 @@ pub struct RunOptions {
     pub socket: SocketPlace,
     /// Put the virtual addresses on the interfaces, and take them off at the end.
     pub assign_vips: bool,
+    /// Whether ports for full NAT at addresses of this host are reserved, instead of leaving its own sockets' alone.
+    pub reserve_ports: bool,
     /// What becomes of packets for the services when the process dies.
     pub on_crash: OnCrash,
     /// How long the guard outlives the process.

@@ -247,6 +247,7 @@ fn options() -> impl Strategy<Value = RunOptions> {
                 workers,
                 socket,
                 assign_vips,
+                reserve_ports: keep,
                 on_crash: if kernel { OnCrash::Kernel } else { OnCrash::Guard },
                 on_remove: if keep { OnRemove::Keep } else { OnRemove::Drop },
                 guard_timeout: GuardTimeout(Duration::from_secs(numbers.3)),

@@ -3,8 +3,10 @@
 mod director;
 
 use director::*;
+use std::net::SocketAddr;
 use uvs_engine::forward::Method;
 use uvs_engine::pipeline::View;
+use uvs_engine::service::{LocalPool, Ports};
 use uvs_engine::{BATCH, Packet, PortId, Verdict};
 
 #[test]
@@ -39,6 +41,41 @@ fn packets_of_known_connections_allocate_nothing() {
                         assert_eq!(allocations(&mut director, SERVERS, replies), 0, "replies");
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn packets_of_known_connections_by_full_nat_allocate_nothing() {
+    for plan in plans() {
+        for protocol in [TCP, UDP] {
+            let mut director = Director::new();
+            let local = SocketAddr::new(plan.second.ip(), 0);
+            let locals = director.destinations.locals().enter(local.ip());
+            for service in director.serve(plan.service) {
+                service.set_locals(LocalPool::new(vec![(locals.clone(), Ports::new([6000..=6063]))]));
+                service.add(&destination(plan.server, Method::FullNat, &plan)).unwrap();
+            }
+            let clients: Vec<Frame> = (1..=64)
+                .map(|port| Frame {
+                    from: SocketAddr::new(plan.client.ip(), port),
+                    ..Frame::from_client(&plan, protocol, SYN)
+                })
+                .collect();
+            for frame in &clients {
+                assert_eq!(director.run(CLIENTS, &frame.bytes()).0, Verdict::Transmit(SERVERS));
+            }
+            for flags in [ACK, FIN | ACK, ACK, RST] {
+                let frames = clients.iter().map(|frame| Frame { flags, ..frame.clone() }.unfinished());
+                let frames: Vec<_> = frames.collect();
+                assert_eq!(allocations(&mut director, CLIENTS, frames), 0, "{protocol} {flags}");
+                let replies = (6000..6064).map(|port| {
+                    let to = SocketAddr::new(local.ip(), port);
+                    Frame { to, ..Frame::from_server(&plan, protocol, flags) }.bytes()
+                });
+                let replies: Vec<_> = replies.collect();
+                assert_eq!(allocations(&mut director, SERVERS, replies), 0, "replies, {protocol} {flags}");
             }
         }
     }

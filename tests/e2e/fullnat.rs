@@ -1,6 +1,8 @@
 //! Full NAT: real servers that are no one's gateway's, few ports for many connections, addresses that come and go.
 
-use crate::director::{Configuration, LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm};
+use crate::director::{
+    Configuration, Director, LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm, uvs,
+};
 use crate::harness::{Outcome, Tests, check};
 use crate::traffic::{expect_shares, run, transfer_on};
 use std::collections::BTreeSet;
@@ -21,6 +23,7 @@ pub(crate) const TESTS: Tests = &[
         let file = few_ports("6000-6001")?;
         in_world(&Plan::default(), &["--config", &file.path()], no_port_left)
     }),
+    ("ports_are_reserved_and_restored", || in_default_world(reserved_ports)),
     ("an_address_leaves", || in_default_world(an_address_leaves)),
     ("saved_and_restored", || in_default_world(saved_and_restored)),
 ];
@@ -192,4 +195,42 @@ fn saved_and_restored(world: &mut World) -> Outcome {
     }
     check(world.ipvsadm("-Sn")? == saved, "what was restored is not what was saved")?;
     run(world, &load(service, 20, false)).map(drop)
+}
+
+/// The reserved ports of the director's namespace.
+fn reserved(world: &World) -> Result<String, libtest_mimic::Failed> {
+    let read = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports");
+    Ok(world.topology.director.run(read)??.trim().to_owned())
+}
+
+fn reserved_ports(world: &mut World) -> Outcome {
+    const BEFORE: &str = "1234,50000-50001";
+    const OURS: &str = "1234,40000-40009,50000-50001";
+    let local = world.topology.gateway(0, V4);
+    let file = Configuration::write(
+        "reserve",
+        &format!(
+            "[director]\nreserve_ports = true\n[[service]]\naddress = \"{}\"\nlocal_addresses = [\"{local}\"]\n\
+             local_ports = \"30000-40009\"\n[[service.server]]\naddress = \"{}\"\nmethod = \"fullnat\"\n",
+            world.service(V4),
+            world.server(0, V4, 80)
+        ),
+    )?;
+    world.director.terminate()?;
+    world.topology.director.sysctl("net/ipv4/ip_local_port_range", "40000 60999")?;
+    world.topology.director.sysctl("net/ipv4/ip_local_reserved_ports", BEFORE)?;
+    for killed in [false, true] {
+        world.director = Director::start(&world.topology, &["--config", &file.path()])?;
+        check(reserved(world)? == OURS, reserved(world)?)?;
+        run(world, &load(world.service(V4), 50, false))?;
+        if killed {
+            world.director.kill()?;
+            check(reserved(world)? == OURS, reserved(world)?)?;
+            uvs(&world.topology.director, ["guard", "off"])?;
+        } else {
+            world.director.terminate()?;
+        }
+        check(reserved(world)? == BEFORE, reserved(world)?)?;
+    }
+    Ok(())
 }

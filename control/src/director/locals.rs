@@ -3,6 +3,7 @@
 //! An address that is taken from a service leaves: new connections do not use it, the ones it has go on, and what brings their
 //! replies in stays in place until they are gone.
 
+use super::reserve;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -17,6 +18,9 @@ pub(super) struct Locals {
     /// The addresses of this host, where its own sockets have ports, too.
     own: BTreeSet<IpAddr>,
     host: HostPorts,
+    /// Whether ports are reserved for use at addresses of this host, and whether that failed, which is said once.
+    reserving: bool,
+    failing: bool,
     /// Connections that found no port, as far as that was said.
     told: HashMap<IpAddr, u64>,
 }
@@ -28,13 +32,15 @@ struct Pool {
 }
 
 impl Locals {
-    pub(super) fn new(destinations: Arc<Destinations>) -> Self {
+    pub(super) fn new(destinations: Arc<Destinations>, reserving: bool) -> Self {
         Locals {
             destinations,
             services: HashMap::new(),
             leaving: Vec::new(),
             own: BTreeSet::new(),
             host: HostPorts::read(),
+            reserving,
+            failing: false,
             told: HashMap::new(),
         }
     }
@@ -117,12 +123,35 @@ impl Locals {
         self.own = own;
     }
 
-    /// Looks whether the kernel gives its own sockets other ports than it did. Says whether.
+    /// Reserves the ports that are needed, and looks whether the kernel gives its own sockets other ports than it did. Says
+    /// whether.
     pub(super) fn look_at_host(&mut self) -> bool {
+        if self.reserving {
+            self.reserve();
+        }
         let host = HostPorts::read();
         let changed = self.host != host;
         self.host = host;
         changed
+    }
+
+    /// Keeps the ports that services use at addresses of this host from its own sockets.
+    fn reserve(&mut self) {
+        let here =
+            self.services.values().filter(|pool| pool.addresses.iter().any(|own| self.own.contains(own)));
+        let Some(range) = HostPorts::range() else { return };
+        let within =
+            |ports: &RangeInclusive<u16>| *ports.start().max(range.start())..=*ports.end().min(range.end());
+        let wanted = Ports::new(here.flat_map(|pool| pool.ports.ranges().iter().map(within)));
+        let reserved = reserve::reserve(wanted.ranges());
+        if let Err(error) = &reserved
+            && !self.failing
+        {
+            tracing::warn!(
+                "no ports were reserved for full NAT, which leaves the host's own alone instead: {error}"
+            );
+        }
+        self.failing = reserved.is_err();
     }
 
     /// The ports that the kernel gives its own sockets.
@@ -156,22 +185,20 @@ struct HostPorts(Ports);
 impl HostPorts {
     /// As the kernel says. Its own default, when it does not.
     fn read() -> Self {
-        let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"));
-        let range = read("ip_local_port_range").ok().and_then(|text| {
-            let mut words = text.split_whitespace().map(str::parse);
-            Some(words.next()?.ok()?..=words.next()?.ok()?)
-        });
-        let reserved = read("ip_local_reserved_ports").unwrap_or_default();
-        HostPorts::of(range.unwrap_or(32768..=60999), &reserved)
+        let reserved = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports");
+        HostPorts::of(HostPorts::range().unwrap_or(32768..=60999), &reserved.unwrap_or_default())
+    }
+
+    /// The kernel's range, reserved ports included.
+    fn range() -> Option<RangeInclusive<u16>> {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut words = text.split_whitespace().map(str::parse);
+        Some(words.next()?.ok()?..=words.next()?.ok()?)
     }
 
     /// `range` but for the ports `reserved`, in the kernel's notation.
     fn of(range: RangeInclusive<u16>, reserved: &str) -> Self {
-        let ports = reserved.trim().split(',').filter_map(|word| {
-            let (first, last) = word.split_once('-').unwrap_or((word, word));
-            Some(first.parse().ok()?..=last.parse().ok()?)
-        });
-        HostPorts(ports.fold(Ports::new([range]), |left, taken| left.without(&taken)))
+        HostPorts(reserve::ranges(reserved).fold(Ports::new([range]), |left, taken| left.without(&taken)))
     }
 
     /// Those that are left of `ports` at an address of this host.

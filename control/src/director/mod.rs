@@ -11,6 +11,7 @@ mod locals;
 mod plane;
 mod rates;
 mod report;
+pub mod reserve;
 mod watch;
 
 use crate::api::{Refusal, Request, Response};
@@ -183,6 +184,8 @@ impl Director {
             snapshot.on_remove = options.on_remove;
         });
 
+        // What a director that was killed left behind.
+        restore_ports();
         let vips = options.assign_vips.then(open_vips).transpose()?;
         let kernel = Kernel::open(config.clone(), vips)?;
         kernel.survey()?;
@@ -219,7 +222,8 @@ impl Director {
             load: Load::default(),
             kernel: kernel.clone(),
         };
-        let mut plane = Plane::new(config.clone(), destinations, steering, kernel.clone(), report);
+        let mut plane =
+            Plane::new(config.clone(), destinations, steering, kernel.clone(), report, options.reserve_ports);
         plane.set_local(kernel.local_addresses());
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
         configure(&registry, options)?;
@@ -283,7 +287,14 @@ impl Director {
         } else if let Err(error) = plane.take_guard_down() {
             tracing::error!("the guard stands still, for its time: `uvs guard off` takes it away ({error})");
         }
+        restore_ports();
         kernel.withdraw_all();
+    }
+}
+
+fn restore_ports() {
+    if let Err(error) = reserve::restore() {
+        tracing::error!("the ports reserved for full NAT stay reserved: {error}");
     }
 }
 

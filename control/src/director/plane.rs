@@ -82,9 +82,10 @@ impl Plane {
         steering: Steering,
         kernel: Kernel,
         report: Report,
+        reserve_ports: bool,
     ) -> Self {
         Plane {
-            locals: Locals::new(destinations.clone()),
+            locals: Locals::new(destinations.clone(), reserve_ports),
             without_local: 0,
             config,
             destinations,
@@ -177,6 +178,7 @@ impl Plane {
     pub(super) fn set_local(&mut self, addresses: BTreeSet<IpAddr>) {
         complain(self.steering.set_local(addresses.iter().copied()));
         self.locals.set_own(addresses);
+        self.locals.look_at_host();
         self.set_host_ports();
     }
 
@@ -320,6 +322,9 @@ impl Apply for Plane {
                 return Err(failed(&error));
             }
             self.kernel.service_added(address);
+        }
+        if self.locals.look_at_host() {
+            self.set_host_ports();
         }
         service.set_locals(self.locals.pool(service.key()));
         Ok(())

@@ -38,7 +38,7 @@ fn plane() -> (Plane, Arc<SharedTable>) {
         load: Load::default(),
         kernel: kernel.clone(),
     };
-    (Plane::new(config, destinations, Steering::new().unwrap(), kernel, report), table)
+    (Plane::new(config, destinations, Steering::new().unwrap(), kernel, report, false), table)
 }
 
 fn service(port: u16) -> ServiceSpec {
