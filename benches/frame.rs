@@ -18,6 +18,7 @@ use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::packet::checksum::{Sum, complete};
 use uvs_engine::packet::{ipv4, ipv6, protocol, tcp, udp};
 use uvs_engine::pipeline::{Pipeline, View};
+use uvs_engine::plan::{Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
@@ -59,6 +60,7 @@ impl Case {
             Method::Nat => "nat",
             Method::Direct => "direct",
             Method::FullNat => "fullnat",
+            Method::Tunnel => "tunnel",
         };
         let version = if self.v4 { "ipv4" } else { "ipv6" };
         let protocol = if self.protocol == protocol::TCP { "tcp" } else { "udp" };
@@ -230,7 +232,12 @@ impl Director {
         service.set_locals(LocalPool::new(vec![(local, Ports::default())]));
         for number in 1..=SERVERS {
             let address = case.server(number);
-            let config = DestinationConfig::new(address, case.method);
+            let mut config = DestinationConfig::new(address, case.method);
+            if case.method == Method::Tunnel {
+                let (kind, checksum) = (TunnelKind::Ipip, TunnelChecksum::None);
+                config.plan.tunnel = Some(Tunnel { kind, port: 0, checksum });
+                config.plan.source = Some(case.server(254).ip());
+            }
             service.add(&config).expect("a new real server");
             let neighbour = Neighbour { port: PortId(1), address: address.ip() };
             routes = routes.with_neighbour(&hops, neighbour, [2, 1, 1, 1, 1, number]).expect("room");

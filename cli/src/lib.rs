@@ -1,4 +1,4 @@
-//! The command line: run, check, status, guard, demo, ipvsadm.
+//! The command line: run, check, status, guard, real-server, demo, ipvsadm.
 //!
 //! Exit statuses: 0 when it is done, 1 when the director (or the demo) failed at its work, 2 when the command line, the
 //! configuration or the machine does not allow it to begin. `ipvsadm` has its own, those of ipvsadm: 0, 1, 2 and 255.
@@ -7,6 +7,7 @@ mod check;
 pub mod demo;
 mod guard;
 pub mod ipvsadm;
+mod real_server;
 mod run;
 mod status;
 
@@ -36,6 +37,8 @@ enum Command {
     Status(status::Args),
     /// Show or remove the guard that outlives a director
     Guard(guard::Args),
+    /// Set this host up as a real server for direct routing or tunnels, and restore it
+    RealServer(real_server::Args),
     /// Show the main job in namespaces of this machine: 1,000 requests through a virtual service
     Demo(demo::Args),
     /// ipvsadm, as everybody knows it
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Guard(args) => guard::run(&args),
+        Command::RealServer(args) => real_server::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Ipvsadm { arguments } => as_ipvsadm(&arguments),
     }

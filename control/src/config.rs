@@ -9,6 +9,7 @@ pub use reader::{Fault, Faults};
 
 use crate::api::{
     Family, Method, Protocol, Refusal, Request, Response, ServerSpec, ServiceId, ServiceSpec, Timeouts,
+    Tunnel, TunnelChecksum, TunnelKind,
 };
 use crate::options::{
     GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
@@ -21,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
-use uvs_engine::snapshot::OnRemove;
+use uvs_engine::snapshot::{ForwardOptions, OnRemove};
 
 /// As [`uvs_engine::worker::MAX_WORKERS`].
 const MAX_WORKERS: u32 = 64;
@@ -66,6 +67,7 @@ fn document(reader: &Reader<'_>, top: Section<'_, '_>) -> RunOptions {
     let options = RunOptions {
         limits: top.table("limits").map_or(options.limits, limits),
         timeouts: top.table("timeouts").map_or(options.timeouts, timeouts),
+        forward: top.table("forward").map_or(options.forward, forward),
         services,
         locals,
         ..options
@@ -175,6 +177,16 @@ fn timeouts(section: Section<'_, '_>) -> Timeouts {
 
 const LOCAL_ADDRESSES: &str = "a list of IP addresses, such as [\"192.0.2.9\"]";
 
+fn forward(section: Section<'_, '_>) -> ForwardOptions {
+    let ForwardOptions { pmtu_disc, .. } = ForwardOptions::default();
+    let options = ForwardOptions {
+        pmtu_disc: section.boolean("pmtu_disc").map_or(pmtu_disc, |found| found.value),
+        rfc6040: section.one_of("tunnel_ecn", &[("ipvs", false), ("rfc6040", true)]).unwrap_or_default(),
+    };
+    section.finish();
+    options
+}
+
 /// Services as they are read, and the registry that judges them.
 struct Services<'r, 'i> {
     reader: &'r Reader<'i>,
@@ -190,8 +202,7 @@ type Read = (Vec<(ServiceSpec, Vec<ServerSpec>)>, Vec<(ServiceId, IpAddr)>);
 
 fn services(reader: &Reader<'_>, top: &Section<'_, '_>) -> Read {
     let schedulers: Vec<_> = uvs_schedulers::Registry::default().names().map(str::to_owned).collect();
-    let plane =
-        NoPlane { features: Features::default(), schedulers: schedulers.clone(), engines: Vec::new() };
+    let plane = NoPlane { features: Features::HONOURED, schedulers: schedulers.clone(), engines: Vec::new() };
     let registry = Registry::new(plane, Timeouts::default());
     let mut services = Services {
         reader,
@@ -309,10 +320,7 @@ impl Services<'_, '_> {
     ) -> Option<(ServerSpec, Range<usize>)> {
         const ADDRESS: &str = "an IP address, with a port unless it is the service's";
         let address = section.required_text("address", ADDRESS);
-        let method = section.one_of(
-            "method",
-            &[("nat", Method::Masquerading), ("direct", Method::Direct), ("fullnat", Method::FullNat)],
-        );
+        let (method, mut sensible) = self.method(&section);
         let weight = section.number("weight", 0..=i32::MAX.unsigned_abs());
         let upper = section.number("upper_threshold", 0..=i32::MAX.unsigned_abs());
         let lower = section.number("lower_threshold", 0..=i32::MAX.unsigned_abs());
@@ -327,12 +335,11 @@ impl Services<'_, '_> {
         };
         let server = ServerSpec {
             address: parsed,
-            method: method.unwrap_or_default(),
+            method,
             weight: weight.map_or(1, |found| found.value),
             upper_threshold: upper.as_ref().map_or(0, |found| found.value),
             lower_threshold: lower.as_ref().map_or(0, |found| found.value),
         };
-        let mut sensible = true;
         if let Some(lower) = lower.filter(|lower| lower.value > server.upper_threshold) {
             let most = format!("at most the upper threshold, {}", server.upper_threshold);
             self.reader.expected(lower.at, format!("the lower threshold {}", lower.value), most);
@@ -344,15 +351,91 @@ impl Services<'_, '_> {
         sensible.then_some((server, address.at))
     }
 
+    /// How packets reach a real server, and whether that makes sense. What is wrong with it is noted.
+    fn method(&self, section: &Section<'_, '_>) -> (Method, bool) {
+        const KINDS: [(&str, TunnelKind); 3] =
+            [("ipip", TunnelKind::Ipip), ("gue", TunnelKind::Gue), ("gre", TunnelKind::Gre)];
+        const CHECKSUMS: [(&str, TunnelChecksum); 3] = [
+            ("none", TunnelChecksum::None),
+            ("full", TunnelChecksum::Full),
+            ("remote", TunnelChecksum::Remote),
+        ];
+        let tunnel = Method::Tunnel(Tunnel::default());
+        let methods = [
+            ("nat", Method::Masquerading),
+            ("direct", Method::Direct),
+            ("tunnel", tunnel),
+            ("fullnat", Method::FullNat),
+        ];
+        let method = section.one_of("method", &methods).unwrap_or_default();
+        let kind_at = section.place("tunnel");
+        let kind = section.one_of("tunnel", &KINDS);
+        let port = section.number("tunnel_port", 1..=65535);
+        let checksum_at = section.place("tunnel_checksum");
+        let checksum = section.one_of("tunnel_checksum", &CHECKSUMS);
+        let Method::Tunnel(_) = method else {
+            let keys = [
+                (kind_at, "tunnel"),
+                (port.map(|port| port.at), "tunnel_port"),
+                (checksum_at, "tunnel_checksum"),
+            ];
+            for (at, key) in keys {
+                if let Some(at) = at {
+                    self.reader.expected(at, format!("`{key}`"), "it only beside `method = \"tunnel\"`");
+                }
+            }
+            return (method, true);
+        };
+        let kind = kind.unwrap_or_default();
+        let mut sensible = true;
+        let mut wrong = |at, found: &str, expected: &str| {
+            self.reader.expected(at, found, expected);
+            sensible = false;
+        };
+        match (&port, kind) {
+            (None, TunnelKind::Gue) => {
+                let at = kind_at.unwrap_or_else(|| section.at.clone());
+                wrong(
+                    at,
+                    "a GUE tunnel without `tunnel_port`",
+                    "the UDP port that the real server takes it at",
+                );
+            }
+            (Some(port), TunnelKind::Ipip | TunnelKind::Gre) => {
+                wrong(port.at.clone(), "`tunnel_port`", "it only beside `tunnel = \"gue\"`");
+            }
+            _ => {}
+        }
+        let checksum = checksum.unwrap_or_default();
+        if let Some(at) = checksum_at {
+            let expected = match (kind, checksum) {
+                (TunnelKind::Ipip, TunnelChecksum::Full | TunnelChecksum::Remote) => {
+                    Some("`none`: IP in IP has no checksum of its own")
+                }
+                (TunnelKind::Gre, TunnelChecksum::Remote) => {
+                    Some("`none` or `full`: only GUE has remote checksums")
+                }
+                _ => None,
+            };
+            if let Some(expected) = expected {
+                wrong(at, "this `tunnel_checksum`", expected);
+            }
+        }
+        let port = port.and_then(|port| u16::try_from(port.value).ok()).unwrap_or(0);
+        (Method::Tunnel(Tunnel { kind, port, checksum }), sensible)
+    }
+
     fn reachable(&self, server: &ServerSpec, service: &ServiceId, at: &Range<usize>) -> bool {
-        if Family::of(server.address.ip()) != service.family() {
+        let tunnel = matches!(server.method, Method::Tunnel(_));
+        if Family::of(server.address.ip()) != service.family() && !tunnel {
             let family = if service.family() == Family::Ipv4 { "an IPv4" } else { "an IPv6" };
             self.reader.expected(at.clone(), server.address, format!("{family} address, as the service has"));
             return false;
         }
         if server.reached_from(service) != *server {
             let port = service.port();
-            let expected = format!("port {port} or none: direct routing leaves the service's port as it is");
+            let how = if tunnel { "a tunnel" } else { "direct routing" };
+            let expected = format!("port {port} or none: {how} leaves the service's port as it is");
             self.reader.expected(at.clone(), format!("port {}", server.address.port()), expected);
             return false;
         }
@@ -433,7 +516,8 @@ pub fn render(options: &RunOptions) -> String {
         "assign_vips = {}\nreserve_ports = {}\non_crash = \"{on_crash}\"\nguard_timeout = {}\n\
          on_remove = \"{on_remove}\"\n\n\
          [limits]\nconnections_ipv4 = {}\nconnections_ipv6 = {}\ndestinations = {}\n\n\
-         [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n",
+         [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n\n\
+         [forward]\npmtu_disc = {}\ntunnel_ecn = \"{}\"\n",
         options.assign_vips,
         options.reserve_ports,
         options.guard_timeout.0.as_secs(),
@@ -442,7 +526,9 @@ pub fn render(options: &RunOptions) -> String {
         limits.destinations,
         timeouts.tcp,
         timeouts.tcp_fin,
-        timeouts.udp
+        timeouts.udp,
+        options.forward.pmtu_disc,
+        if options.forward.rfc6040 { "rfc6040" } else { "ipvs" },
     );
     for (service, servers) in &options.services {
         let locals = options.locals.iter().filter(|(id, _)| *id == service.id);
@@ -470,7 +556,8 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
         let method = match server.method {
             Method::Masquerading => "nat",
             Method::FullNat => "fullnat",
-            Method::Direct | Method::Tunnel(_) => "direct",
+            Method::Direct => "direct",
+            Method::Tunnel(_) => "tunnel",
         };
         let ServerSpec { address, weight, upper_threshold, lower_threshold, .. } = server;
         let _ = writeln!(
@@ -478,6 +565,26 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
             "\n[[service.server]]\naddress = \"{address}\"\nmethod = \"{method}\"\nweight = {weight}\n\
              upper_threshold = {upper_threshold}\nlower_threshold = {lower_threshold}"
         );
+        if let Method::Tunnel(tunnel) = server.method {
+            render_tunnel(text, tunnel);
+        }
+    }
+}
+
+fn render_tunnel(text: &mut String, tunnel: Tunnel) {
+    let kind = match tunnel.kind {
+        TunnelKind::Ipip => "ipip",
+        TunnelKind::Gue => "gue",
+        TunnelKind::Gre => "gre",
+    };
+    let checksum = match tunnel.checksum {
+        TunnelChecksum::None => "none",
+        TunnelChecksum::Full => "full",
+        TunnelChecksum::Remote => "remote",
+    };
+    let _ = writeln!(text, "tunnel = \"{kind}\"\ntunnel_checksum = \"{checksum}\"");
+    if tunnel.port != 0 {
+        let _ = writeln!(text, "tunnel_port = {}", tunnel.port);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod neighbours;
 pub mod netlink;
 pub mod options;
 pub mod privilege;
+pub mod real_server;
 pub mod registry;
 pub mod socket;
 pub mod vips;

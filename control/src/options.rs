@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use uvs_engine::snapshot::OnRemove;
+use uvs_engine::snapshot::{ForwardOptions, OnRemove};
 
 /// Everything a director needs to know when it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -35,6 +35,8 @@ pub struct RunOptions {
     pub limits: Limits,
     /// State timeouts.
     pub timeouts: Timeouts,
+    /// How packets are forwarded, whatever their service.
+    pub forward: ForwardOptions,
     /// The virtual services to start with, each with its real servers in the order they are added.
     pub services: Vec<(ServiceSpec, Vec<ServerSpec>)>,
     /// The local addresses of full NAT to start with, each with the service that uses it.

@@ -98,6 +98,9 @@ pub struct Features {
 }
 
 impl Features {
+    /// What the data plane of this director honours.
+    pub const HONOURED: Features =
+        Features { persistence: false, one_packet: false, marks: false, tunnels: true, sctp: false };
     /// All that IPVS can do.
     pub const ALL: Features =
         Features { persistence: true, one_packet: true, marks: true, tunnels: true, sctp: true };

@@ -5,12 +5,14 @@
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use uvs_control::api::{Method, Protocol, ServerSpec, ServiceId, ServiceSpec, Timeouts};
+use uvs_control::api::{
+    Method, Protocol, ServerSpec, ServiceId, ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+};
 use uvs_control::config::{parse, render};
 use uvs_control::options::{
     GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
 };
-use uvs_engine::snapshot::OnRemove;
+use uvs_engine::snapshot::{ForwardOptions, OnRemove};
 
 /// The faults of a text, as `line:column: message`.
 fn faults(text: &str) -> Vec<String> {
@@ -29,7 +31,7 @@ fn the_example_is_right_and_says_what_it_says() {
     assert_eq!(options.interfaces, Interfaces::Named(vec!["eth0".into(), "eth1".into()]));
     assert_eq!(options.workers, Workers::Cores(vec![0, 1]));
     assert!(options.assign_vips);
-    assert_eq!(options.services.len(), 2);
+    assert_eq!(options.services.len(), 3);
     let (service, servers) = &options.services[1];
     let id = ServiceId::Address { protocol: Protocol::Udp, address: "[2001:db8::53]:53".parse().unwrap() };
     assert_eq!(*service, ServiceSpec::new(id, "rr"));
@@ -138,7 +140,26 @@ fn every_fault_is_told_with_its_place() {
             ),
             &[
                 "6:19: found the lower threshold 6, expected at most the upper threshold, 5",
-                "7:10: found `tun`, expected `nat`, `direct` or `fullnat`",
+                "7:10: found `tun`, expected `nat`, `direct`, `tunnel` or `fullnat`",
+            ],
+        ),
+        (
+            &format!(
+                "{service}[[service.server]]\naddress = \"fd00::1\"\nmethod = \"tunnel\"\ntunnel = \"gue\"\n\
+                 [[service.server]]\naddress = \"10.0.0.1:81\"\nmethod = \"tunnel\"\ntunnel_port = 6080\n\
+                 tunnel_checksum = \"full\"\n\
+                 [[service.server]]\naddress = \"10.0.0.2\"\nmethod = \"tunnel\"\ntunnel = \"gre\"\n\
+                 tunnel_checksum = \"remote\"\n\
+                 [[service.server]]\naddress = \"10.0.0.3\"\ntunnel = \"gre\"\n[forward]\ntunnel_ecn = \"rfc6041\""
+            ),
+            &[
+                "6:10: found a GUE tunnel without `tunnel_port`, expected the UDP port",
+                "8:11: found port 81, expected port 80 or none: a tunnel leaves the service's port as it is",
+                "10:15: found `tunnel_port`, expected it only beside `tunnel = \"gue\"`",
+                "11:19: found this `tunnel_checksum`, expected `none`: IP in IP has no checksum of its own",
+                "16:19: found this `tunnel_checksum`, expected `none` or `full`: only GUE has remote checksums",
+                "19:10: found `tunnel`, expected it only beside `method = \"tunnel\"`",
+                "21:14: found `rfc6041`, expected `ipvs` or `rfc6040`: did you mean `rfc6040`?",
             ],
         ),
         (
@@ -172,9 +193,22 @@ fn a_file_that_cannot_be_read_is_a_fault() {
     assert!(told[1].contains("none:1:1: cannot be read: No such file"), "{}", told[1]);
 }
 
+fn method() -> impl Strategy<Value = Method> {
+    use TunnelChecksum::{Full, None, Remote};
+    let tunnel = |kind, port, checksum| Method::Tunnel(Tunnel { kind, port, checksum });
+    prop_oneof![
+        Just(Method::Masquerading),
+        Just(Method::Direct),
+        Just(tunnel(TunnelKind::Ipip, 0, None)),
+        prop::sample::select(vec![None, Full]).prop_map(move |checksum| tunnel(TunnelKind::Gre, 0, checksum)),
+        (1..=u16::MAX, prop::sample::select(vec![None, Full, Remote]))
+            .prop_map(move |(port, checksum)| tunnel(TunnelKind::Gue, port, checksum)),
+    ]
+}
+
 fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
-    (any::<u32>(), any::<u16>(), any::<bool>(), 0..=2_147_483_647_u32, any::<u16>(), any::<u16>()).prop_map(
-        move |(host, own_port, nat, weight, one, other)| {
+    (any::<u32>(), any::<u16>(), method(), 0..=2_147_483_647_u32, any::<u16>(), any::<u16>()).prop_map(
+        move |(host, own_port, method, weight, one, other)| {
             let host = host | 1;
             let address: IpAddr = if v6 {
                 std::net::Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(host)).into()
@@ -182,8 +216,11 @@ fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
                 std::net::Ipv4Addr::from_bits(10 << 24 | host & 0x00ff_ffff).into()
             };
             ServerSpec {
-                address: SocketAddr::new(address, if nat { own_port } else { port }),
-                method: if nat { Method::Masquerading } else { Method::Direct },
+                address: SocketAddr::new(
+                    address,
+                    if method == Method::Masquerading { own_port } else { port },
+                ),
+                method,
                 weight,
                 upper_threshold: one.max(other).into(),
                 lower_threshold: one.min(other).into(),
@@ -234,8 +271,9 @@ fn options() -> impl Strategy<Value = RunOptions> {
     let numbers = (1..=1_u32 << 28, 1..=1_u32 << 28, 1..=1_u32 << 24, 1..=86_400_u64);
     let timeouts = (1..=2_678_400_u32, 1..=2_678_400_u32, 1..=2_678_400_u32);
     let services = prop::collection::vec(service(), 0..5);
-    (interfaces, workers, socket, any::<[bool; 4]>(), numbers, timeouts, services).prop_map(
-        |(interfaces, workers, socket, [assign_vips, xdp, kernel, keep], numbers, timeouts, mut services)| {
+    (interfaces, workers, socket, any::<[bool; 6]>(), numbers, timeouts, services).prop_map(
+        |(interfaces, workers, socket, flags, numbers, timeouts, mut services)| {
+            let [assign_vips, xdp, kernel, keep, pmtu_disc, rfc6040] = flags;
             services.sort_by_key(|(service, _)| service.id);
             services.dedup_by_key(|(service, _)| service.id);
             let local = IpAddr::from([203, 0, 113, 7]);
@@ -258,6 +296,7 @@ fn options() -> impl Strategy<Value = RunOptions> {
                 },
                 timeouts: Timeouts { tcp: timeouts.0, tcp_fin: timeouts.1, udp: timeouts.2 },
                 locals,
+                forward: ForwardOptions { pmtu_disc, rfc6040 },
                 services,
             }
         },

@@ -140,7 +140,7 @@ impl DestinationConfig {
         if lower > upper {
             return Err(ServiceError::ThresholdsOutOfRange { upper, lower });
         }
-        if self.address.is_ipv4() != key.address.is_ipv4() {
+        if self.address.is_ipv4() != key.address.is_ipv4() && self.method != Method::Tunnel {
             return Err(ServiceError::FamilyMismatch(self.address));
         }
         if is_one_host(self.address.ip()) { Ok(()) } else { Err(ServiceError::NotUnicast(self.address)) }
@@ -308,6 +308,19 @@ impl Service {
             self.destinations.set_plan(member.place.id, config.plan);
         }
         Ok(())
+    }
+
+    /// Sets the address that packets of our own to a real server come from, which follows this host's addresses and routes.
+    /// Changes nothing when the real server is not there.
+    pub fn set_source(&self, address: SocketAddr, source: Option<IpAddr>) {
+        let mut core = self.core();
+        let Ok(slot) = core.slot(address) else { return };
+        if let Some(member) = core.members.get_mut(slot.index()).and_then(Option::as_mut)
+            && member.plan.source != source
+        {
+            member.plan.source = source;
+            self.destinations.set_plan(member.place.id, member.plan);
+        }
     }
 
     /// Deletes a real server. What becomes of its connections from now on, [`Snapshot::on_remove`] says.

@@ -44,6 +44,23 @@ pub enum OnRemove {
     Keep,
 }
 
+/// How packets are forwarded, whatever their service (IPVS's settings under `net.ipv4.vs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardOptions {
+    /// Whether a tunnel keeps to "don't fragment": the packet around takes the bit over, and clients are told what is too long
+    /// (`pmtu_disc`).
+    pub pmtu_disc: bool,
+    /// Whether the packet around shows congestion that the packet inside experienced (RFC 6040), which IPVS does not let it
+    /// (RFC 3168).
+    pub rfc6040: bool,
+}
+
+impl Default for ForwardOptions {
+    fn default() -> Self {
+        ForwardOptions { pmtu_disc: true, rfc6040: false }
+    }
+}
+
 /// Everything that decides what happens to a packet and is not itself changed by packets.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -61,6 +78,8 @@ pub struct Snapshot {
     pub timeouts: Arc<Timeouts>,
     /// What becomes of the connections of removed real servers.
     pub on_remove: OnRemove,
+    /// How packets are forwarded.
+    pub options: ForwardOptions,
 }
 
 impl Snapshot {
@@ -74,6 +93,7 @@ impl Snapshot {
             ports: Arc::from([]),
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
+            options: ForwardOptions::default(),
         }
     }
 

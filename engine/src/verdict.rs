@@ -105,6 +105,12 @@ reasons! {
     TooBig = "too_big",
     /// No frame was free to cut a longer one into.
     NoFrames = "no_frames",
+    /// The link to the real server leaves a tunnel less room than a packet needs (68 bytes over IPv4, 1280 over IPv6).
+    TunnelMtu = "tunnel_mtu",
+    /// A tunnel would lead to the address that the packet inside is for.
+    TunnelLoop = "tunnel_loop",
+    /// This host has no address of the real server's family that a tunnel could begin at.
+    NoTunnelSource = "no_tunnel_source",
     /// The egress device's transmit ring was full.
     TxFull = "tx_full",
     /// The other worker's hand-off ring was full.

@@ -83,11 +83,13 @@ fn packets_of_known_connections_by_full_nat_allocate_nothing() {
 
 /// How often a batch of these frames allocates on its way through the pipeline.
 fn allocations(director: &mut Director, port: PortId, mut frames: Vec<Vec<u8>>) -> u64 {
+    const HEADROOM: usize = 64;
     let mut packets: Vec<Packet<'_>> = frames
         .iter_mut()
         .map(|frame| {
             let len = frame.len();
-            Packet::new(frame, 0, len, port)
+            frame.splice(..0, [0; HEADROOM]);
+            Packet::new(frame, HEADROOM, len, port)
         })
         .collect();
     let mut verdicts = [Verdict::ToKernel; BATCH];

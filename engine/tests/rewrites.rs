@@ -76,6 +76,7 @@ proptest! {
         let bytes = if it.unfinished { frame.unfinished() } else { frame.bytes() };
         let expected = match it.method {
             Method::Nat => frame.clone().masqueraded(plan.server),
+            Method::Tunnel => frame.clone().tunnelled(plan.server),
             _ => frame.clone().routed(),
         };
         let expected = Frame { vlan: None, ..expected };

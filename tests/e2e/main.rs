@@ -12,6 +12,7 @@ mod fullnat;
 mod harness;
 mod icmp;
 mod kernel;
+mod real_server;
 mod traffic;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         ("change", change::TESTS),
         ("faults", faults::TESTS),
         ("fullnat", fullnat::TESTS),
+        ("real_server", real_server::TESTS),
         ("demo", demo::TESTS),
     ])
 }

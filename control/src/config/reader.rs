@@ -146,6 +146,11 @@ impl<'r, 'i> Section<'r, 'i> {
         self.text(key, expected)
     }
 
+    /// Where the value of a key stands.
+    pub(super) fn place(&self, key: &'static str) -> Option<Range<usize>> {
+        self.get(key).map(Spanned::span)
+    }
+
     /// One of several words.
     pub(super) fn one_of<T: Copy>(&self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();

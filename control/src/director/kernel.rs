@@ -8,7 +8,7 @@ use crate::netlink::{
 };
 use crate::vips::{Assigned, Host, Reach, Vips};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -20,6 +20,8 @@ use uvs_engine::verdict::Neighbour;
 pub(super) struct Changes {
     /// Addresses of this host.
     pub(super) addresses: bool,
+    /// Routes.
+    pub(super) routes: bool,
     /// Routes or neighbours: frames may wait for one.
     pub(super) next_hops: bool,
 }
@@ -204,8 +206,22 @@ impl State {
                 tracing::warn!("{objection}");
             }
         }
-        Changes { addresses, next_hops: rerouted || resolved }
+        Changes { addresses, routes: rerouted, next_hops: rerouted || resolved }
     }
+}
+
+/// The address of this host that the kernel sends packets of its own to `destination` from. None: it has no way there, or no
+/// address of the family.
+pub(super) fn source_towards(destination: IpAddr) -> Option<IpAddr> {
+    /// Any will do: nothing is sent.
+    const PORT: u16 = 9;
+    let any: IpAddr = match destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((destination, PORT)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
 }
 
 /// Says what became of devices.

@@ -182,6 +182,7 @@ impl Director {
         config.publish(|snapshot| {
             snapshot.ports = devices::ports(chosen).into();
             snapshot.on_remove = options.on_remove;
+            snapshot.options = options.forward;
         });
 
         // What a director that was killed left behind.

@@ -1,7 +1,7 @@
 //! The registry's changes carried into the data plane: services into the snapshot, their keys into the steering program,
 //! their real servers' next hops into view.
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, source_towards};
 use super::locals::Locals;
 use super::rates::Averages;
 use super::report::Report;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use uvs_conntrack::{DestinationId, Tick};
 use uvs_engine::forward::Method;
-use uvs_engine::plan::Plan;
+use uvs_engine::plan::{Plan, Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
 use uvs_engine::steer::{Guard, SteerError, Steering};
 use uvs_engine::{Config, Reason};
@@ -174,6 +174,17 @@ impl Plane {
         self.guard.take().map_or(Ok(()), |(guard, _)| guard.remove())
     }
 
+    /// Addresses or routes of this host have changed: so may have those that tunnels begin at.
+    pub(super) fn refresh_sources(&mut self) {
+        for (key, members) in &self.members {
+            let tunnels = members.iter().filter(|(_, member)| member.method == Method::Tunnel);
+            for (address, _) in tunnels {
+                let Some(service) = self.config.load().services.find(key).cloned() else { continue };
+                service.set_source(*address, source_towards(address.ip()));
+            }
+        }
+    }
+
     /// The addresses of this host have changed.
     pub(super) fn set_local(&mut self, addresses: BTreeSet<IpAddr>) {
         complain(self.steering.set_local(addresses.iter().copied()));
@@ -212,7 +223,7 @@ impl Plane {
 
 impl Apply for Plane {
     fn features(&self) -> Features {
-        Features::default()
+        Features::HONOURED
     }
 
     fn knows_scheduler(&self, name: &str) -> bool {
@@ -439,18 +450,37 @@ fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
         api::Method::Masquerading => Method::Nat,
         api::Method::Direct => Method::Direct,
         api::Method::FullNat => Method::FullNat,
-        api::Method::Tunnel(_) => {
-            return Err(Refusal::Unsupported("this director forwards by NAT and direct routing only".into()));
-        }
+        api::Method::Tunnel(_) => Method::Tunnel,
     };
+    let tunnel = match server.method {
+        api::Method::Tunnel(tunnel) => Some(wrapping(tunnel)),
+        api::Method::Masquerading | api::Method::Direct | api::Method::FullNat => None,
+    };
+    let source = tunnel.and_then(|_| source_towards(server.address.ip()));
     Ok(DestinationConfig {
         address: server.address,
         method,
         weight: server.weight,
         upper_threshold: server.upper_threshold,
         lower_threshold: server.lower_threshold,
-        plan: Plan::default(),
+        plan: Plan { tunnel, source, ..Plan::default() },
     })
+}
+
+fn wrapping(tunnel: api::Tunnel) -> Tunnel {
+    Tunnel {
+        kind: match tunnel.kind {
+            api::TunnelKind::Ipip => TunnelKind::Ipip,
+            api::TunnelKind::Gue => TunnelKind::Gue,
+            api::TunnelKind::Gre => TunnelKind::Gre,
+        },
+        port: tunnel.port,
+        checksum: match tunnel.checksum {
+            api::TunnelChecksum::None => TunnelChecksum::None,
+            api::TunnelChecksum::Full => TunnelChecksum::Full,
+            api::TunnelChecksum::Remote => TunnelChecksum::Remote,
+        },
+    }
 }
 
 fn refusal(error: ServiceError) -> Refusal {

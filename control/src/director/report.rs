@@ -6,6 +6,7 @@ use crate::api::{
     ConnectionEntry, DeviceStatus, DropCount, QueueStatus, Refusal, Request, Response, Status, TableStatus,
     WorkerStatus,
 };
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use uvs_conntrack::{Connection, SharedHandle};
@@ -163,13 +164,18 @@ fn written(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// A tunnel's real server of the other family than its client is kept in the form of an IPv6 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 fn entry(connection: &Connection<'_>, now: uvs_conntrack::Tick) -> ConnectionEntry {
     let (client, real) = (connection.client(), connection.real());
     ConnectionEntry {
         protocol: client.protocol(),
         client: client.source(),
         virtual_address: client.destination(),
-        server: real.source(),
+        server: canonical(real.source()),
         state: connection.state_name().to_owned(),
         expires: connection.seconds_left(now),
         engine: None,

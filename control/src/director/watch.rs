@@ -70,6 +70,9 @@ impl Watch {
                 let local = self.kernel.local_addresses();
                 super::lock(&self.registry).plane_mut().set_local(local);
             }
+            if changes.addresses || changes.routes {
+                super::lock(&self.registry).plane_mut().refresh_sources();
+            }
             if changes.next_hops && self.running.tallies().any(|(tally, _)| tally.holding() > 0) {
                 self.running.wake();
             }

@@ -4,6 +4,7 @@ use super::NetlinkError;
 use super::socket::Socket;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
@@ -54,6 +55,17 @@ impl Client {
             format!("put the address {address} on device {ifindex}")
         });
         unless(asked, &[libc::EEXIST])
+    }
+
+    /// Takes the device up or down.
+    pub fn set_up(&mut self, ifindex: u32, up: bool) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        self.socket.request(RouteNetlinkMessage::SetLink(message), 0, &|| {
+            format!("take device {ifindex} {}", if up { "up" } else { "down" })
+        })
     }
 
     /// Takes `address`, as [`Client::add_address`] put it there, off the device.

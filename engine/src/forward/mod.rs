@@ -6,6 +6,7 @@ pub(crate) mod icmp;
 pub(crate) mod nat;
 pub(crate) mod partial;
 pub(crate) mod quoted;
+pub(crate) mod tunnel;
 
 use crate::batch::{Packet, PortId};
 use crate::nexthop::HopWord;
@@ -27,10 +28,14 @@ pub enum Method {
     /// Full NAT (`-b`): as masquerading, and the client's address gives way to a local one, so that replies come back
     /// from wherever the real server is.
     FullNat,
+    /// Tunnelling (`-i`): the packet travels inside another one; the replies go around the director.
+    Tunnel,
 }
 
 /// IPVS's number of masquerading among a connection's flags.
 const MASQUERADE: u16 = 0;
+/// IPVS's number of tunnelling.
+const TUNNEL: u16 = 2;
 /// IPVS's number of direct routing.
 const DIRECT_ROUTE: u16 = 3;
 /// The number of full NAT in the patch that brought it to IPVS.
@@ -38,7 +43,7 @@ const FULL_NAT: u16 = 5;
 
 impl Method {
     /// Every method.
-    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::FullNat];
+    pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::FullNat, Method::Tunnel];
 
     /// The flags that a connection begins with, by their values in IPVS: the method, and whether no reply will
     /// be seen.
@@ -47,6 +52,7 @@ impl Method {
             Method::Nat => MASQUERADE,
             Method::Direct => DIRECT_ROUTE | flags::NO_OUTPUT,
             Method::FullNat => FULL_NAT,
+            Method::Tunnel => TUNNEL | flags::NO_OUTPUT,
         }
     }
 
@@ -57,6 +63,7 @@ impl Method {
             MASQUERADE => Some(Method::Nat),
             DIRECT_ROUTE => Some(Method::Direct),
             FULL_NAT => Some(Method::FullNat),
+            TUNNEL => Some(Method::Tunnel),
             _ => None,
         }
     }

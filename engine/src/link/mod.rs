@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod memory;
+pub mod tun;
 pub mod xdp;
 
 pub use device::Device;

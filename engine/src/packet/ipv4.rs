@@ -81,6 +81,12 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         usize::from(be16(&self.0, field::TOTAL_LENGTH))
     }
 
+    /// Type of service: DSCP and, in the lowest two bits, ECN.
+    #[inline]
+    pub fn tos(&self) -> u8 {
+        self.0[field::TOS]
+    }
+
     /// Whether no router may fragment the packet.
     #[inline]
     pub fn dont_fragment(&self) -> bool {
@@ -208,12 +214,22 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
 
     /// Writes a whole header without options for a packet of `payload` bytes, not to be fragmented.
     pub fn emit(&mut self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, ttl: u8, payload: u16) {
-        let [fragment, _] = DONT_FRAGMENT.to_be_bytes();
-        let total = payload.saturating_add(20).to_be_bytes();
-        *self.0 =
-            [0x45, 0, total[0], total[1], 0, 0, fragment, 0, ttl, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        self.0[12..16].copy_from_slice(&source.octets());
-        self.0[16..20].copy_from_slice(&destination.octets());
+        let (tos, id, dont_fragment) = (0, 0, true);
+        self.write(&Header { tos, id, dont_fragment, ttl, protocol, source, destination, payload });
+    }
+
+    /// Writes a whole header without options.
+    pub fn write(&mut self, header: &Header) {
+        let [total0, total1] = header.payload.saturating_add(20).to_be_bytes();
+        let [id0, id1] = header.id.to_be_bytes();
+        let [fragment, _] = if header.dont_fragment { DONT_FRAGMENT } else { 0 }.to_be_bytes();
+        let [s0, s1, s2, s3] = header.source.octets();
+        let [d0, d1, d2, d3] = header.destination.octets();
+        let (ttl, protocol) = (header.ttl, header.protocol);
+        *self.0 = [
+            0x45, header.tos, total0, total1, id0, id1, fragment, 0, ttl, protocol, 0, 0, s0, s1, s2, s3, d0,
+            d1, d2, d3,
+        ];
         let checksum = Sum::of(&self.0[..]).checksum();
         self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
     }
@@ -247,6 +263,27 @@ pub fn drop_first_options(bytes: &mut [u8], offset: usize) -> Option<()> {
         options = rest;
     }
     Some(())
+}
+
+/// What a header without options says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Type of service: DSCP and, in the lowest two bits, ECN.
+    pub tos: u8,
+    /// What the fragments of one packet have in common.
+    pub id: u16,
+    /// Whether no router may fragment the packet.
+    pub dont_fragment: bool,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+    /// Length of the payload in bytes.
+    pub payload: u16,
 }
 
 #[cfg(test)]

@@ -63,6 +63,13 @@ impl<'a> Ipv6<&'a mut [u8; HEADER_LEN]> {
 }
 
 impl<B: Deref<Target = [u8; HEADER_LEN]>> Ipv6<B> {
+    /// Traffic class: DSCP and, in the lowest two bits, ECN.
+    #[inline]
+    pub fn traffic_class(&self) -> u8 {
+        let [high, low, ..] = *self.0;
+        high << 4 | low >> 4
+    }
+
     /// Length of everything after the fixed header, in bytes.
     #[inline]
     pub fn payload_len(&self) -> usize {
@@ -133,6 +140,12 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
     /// Sets the protocol of the payload, or of the first extension header.
     pub fn set_next_header(&mut self, next: u8) {
         self.0[field::NEXT_HEADER] = next;
+    }
+
+    /// Sets the traffic class: DSCP and, in the lowest two bits, ECN.
+    pub fn set_traffic_class(&mut self, class: u8) {
+        self.0[0] = 0x60 | class >> 4;
+        self.0[1] = class << 4 | self.0[1] & 0xf;
     }
 
     /// Writes a whole header for a packet of `payload` bytes.
@@ -267,6 +280,9 @@ mod tests {
         assert_eq!(view.source().to_string(), "2001:db8::1");
         assert_eq!(view.destination().to_string(), "2001:db8::2");
         let [a, b, c, d] = view.addresses();
+        bytes[1] |= 5;
+        Ipv6::parse_mut(&mut bytes, 0).unwrap().set_traffic_class(0xb9);
+        assert_eq!((Ipv6::parse(&bytes, 0).unwrap().traffic_class(), bytes[0], bytes[1]), (0xb9, 0x6b, 0x95));
         Ipv6::parse_mut(&mut bytes, 0).unwrap().forward(&[c, d, a, b]);
         let view = Ipv6::parse(&bytes, 0).unwrap();
         assert_eq!(view.hop_limit(), 63);

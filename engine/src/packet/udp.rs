@@ -74,6 +74,14 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Udp<B> {
         }
     }
 
+    /// Writes a whole header without a checksum, for a datagram of `length` bytes, this header included.
+    pub fn emit(&mut self, source: u16, destination: u16, length: u16) {
+        let [s0, s1] = source.to_be_bytes();
+        let [d0, d1] = destination.to_be_bytes();
+        let [l0, l1] = length.to_be_bytes();
+        *self.0 = [s0, s1, d0, d1, l0, l1, 0, 0];
+    }
+
     /// Sets the checksum field. A computed zero is sent as its other representation, since zero means "none".
     #[inline]
     pub fn set_checksum(&mut self, checksum: u16) {

@@ -6,10 +6,12 @@ use super::track::{Found, Tracker};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
+use crate::forward::tunnel::{self, Ends, Marks};
 use crate::forward::{self, Method, direct, fullnat, nat, partial};
 use crate::nexthop::{Cached, HopWord, Resolved};
 use crate::packet::protocol;
 use crate::packet::tcp::flag;
+use crate::plan::Tunnel;
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::net::IpAddr;
@@ -47,7 +49,7 @@ impl Way {
     ) -> Result<Self, Verdict> {
         let (routes, hops) = (&view.snapshot.routes, &view.snapshot.hops);
         // A client's packet goes to whom the real server's would come from, and the other way round.
-        let destination = connection.flow(direction.reversed()).source().ip();
+        let destination = connection.flow(direction.reversed()).source().ip().to_canonical();
         let id = match routes.resolve(destination) {
             Resolved::Hop(id) => id,
             Resolved::Unresolved(neighbour) => return Err(Verdict::Hold(neighbour)),
@@ -97,15 +99,21 @@ impl Passage<'_> {
     /// its fragments.
     #[inline]
     fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
-        let Passage { parsed, egress, .. } = self;
-        if !egress.up {
+        self.check_length(packet, self.egress.mtu)
+    }
+
+    /// The same for a packet that may have `limit` bytes.
+    #[inline]
+    fn check_length(&self, packet: &Packet<'_>, limit: u32) -> Result<(), Refused> {
+        let parsed = self.parsed;
+        if !self.egress.up {
             return Err(Reason::PortDown.into());
         }
         if parsed.hops_left <= 1 {
             return Err(Refused { reason: Reason::TtlExpired, report: Some(Report::TimeExceeded) });
         }
-        if parsed.packet_len() > egress.mtu as usize && parsed.must_not_be_fragmented(packet.frame()) {
-            let report = Some(Report::TooBig(egress.mtu));
+        if parsed.packet_len() > limit as usize && parsed.must_not_be_fragmented(packet.frame()) {
+            let report = Some(Report::TooBig(limit));
             return Err(Refused { reason: Reason::TooBig, report });
         }
         Ok(())
@@ -126,7 +134,7 @@ impl Passage<'_> {
         let Found { connection, meta, direction } = *self.found;
         let parsed = self.parsed;
         match (method, &parsed.flow) {
-            (Method::Direct, _) => Ok(direct::pass(packet, parsed)),
+            (Method::Direct | Method::Tunnel, _) => Ok(direct::pass(packet, parsed)),
             (Method::FullNat, _) => fullnat::translate(packet, self),
             (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
                 Some(other) => Ok(nat::translate4(packet, parsed, from, &other.reversed())),
@@ -138,6 +146,15 @@ impl Passage<'_> {
             },
         }
     }
+}
+
+/// How a tunnelled packet is wrapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wrapping {
+    tunnel: Tunnel,
+    ends: Ends,
+    /// The longest packet in bytes that fits the next link.
+    pub(super) limit: u32,
 }
 
 impl Tracker {
@@ -158,6 +175,9 @@ impl Tracker {
         };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         let passage = Passage { parsed, found, hop, egress };
+        if method == Method::Tunnel {
+            return self.tunnel(view, packet, &passage);
+        }
         passage.check(packet)?;
         if passage.rewrite(packet, method)? {
             self.counters.count(Event::ChecksumCompleted, 1);
@@ -175,11 +195,19 @@ impl Tracker {
         view: &View<'_>,
         packet: &Packet<'_>,
         parsed: &Parsed,
+        found: &Found<'_>,
         way: Way,
     ) -> Option<Verdict> {
         let Way::Hop(hop) = way else { return None };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0))?;
-        if parsed.packet_len() <= egress.mtu as usize {
+        if parsed.packet_len() + tunnel::MOST_OVERHEAD <= egress.mtu as usize {
+            return None;
+        }
+        let limit = match Method::of_flags(found.meta.flags()) {
+            Some(Method::Tunnel) => self.wrapping(found, egress).ok()?.limit,
+            _ => egress.mtu,
+        };
+        if parsed.packet_len() <= limit as usize {
             return None;
         }
         let ingress = view.snapshot.ports.get(usize::from(packet.port().0))?;
@@ -189,11 +217,62 @@ impl Tracker {
         }
         match parsed.flow.protocol() {
             protocol::TCP if parsed.tcp_flags & (flag::SYN | flag::RST) == 0 => {
-                Some(Verdict::Segment(u16::try_from(egress.mtu).unwrap_or(u16::MAX)))
+                Some(Verdict::Segment(u16::try_from(limit).unwrap_or(u16::MAX)))
             }
             _ if !longer || parsed.must_not_be_fragmented(packet.frame()) => None,
             _ => Some(Verdict::Drop(Reason::TooBig)),
         }
+    }
+
+    /// Sends the packet to its real server inside another one.
+    #[inline(never)]
+    fn tunnel(
+        &self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        passage: &Passage<'_>,
+    ) -> Result<Verdict, Refused> {
+        let Passage { parsed, found, hop, egress } = *passage;
+        let wrapping = self.wrapping(found, egress)?;
+        let whole = !view.snapshot.options.pmtu_disc && matches!(parsed.flow, Flow::V4(_));
+        passage.check_length(packet, if whole { u32::MAX } else { wrapping.limit })?;
+        if direct::pass(packet, parsed) {
+            self.counters.count(Event::ChecksumCompleted, 1);
+        }
+        self.wrap(view, packet, parsed, &wrapping)?;
+        let port = forward::send(packet, parsed, hop, egress)?;
+        if parsed.packet_len() > wrapping.limit as usize {
+            return Ok(Verdict::Fragment(port, u16::try_from(egress.mtu).unwrap_or(u16::MAX)));
+        }
+        Ok(Verdict::Transmit(port))
+    }
+
+    /// How packets of this connection are wrapped on their way out of a device.
+    #[inline(never)]
+    pub(super) fn wrapping(&self, found: &Found<'_>, egress: &Port) -> Result<Wrapping, Reason> {
+        let Found { connection, direction, .. } = found;
+        let plan = self.destinations.plan(connection.destination());
+        let tunnel = plan.tunnel.ok_or(Reason::DestinationGone)?;
+        let server = connection.flow(direction.reversed()).source().ip().to_canonical();
+        let ends = Ends::new(plan.source, server).ok_or(Reason::NoTunnelSource)?;
+        if server == connection.flow(*direction).destination().ip() {
+            return Err(Reason::TunnelLoop);
+        }
+        Ok(Wrapping { tunnel, ends, limit: tunnel.limit(ends.is_v4(), egress.mtu)? })
+    }
+
+    /// Wraps a packet, aged and complete, for its real server.
+    pub(super) fn wrap(
+        &self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        wrapping: &Wrapping,
+    ) -> Result<(), Reason> {
+        let hash = self.hash(&parsed.flow);
+        let marks = Marks { hash, id: self.next_id(hash) };
+        let Wrapping { tunnel, ends, .. } = wrapping;
+        tunnel::encapsulate(packet, parsed, tunnel, *ends, &view.snapshot.options, marks)
     }
 
     /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where

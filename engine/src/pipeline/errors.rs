@@ -69,14 +69,25 @@ impl Tracker {
         if parsed.hops_left <= 1 {
             return Verdict::Drop(Reason::TtlExpired);
         }
-        if parsed.packet_len() > egress.mtu as usize {
+        let Some(method) = Method::of_flags(found.meta.flags()) else {
+            return Verdict::Drop(Reason::DestinationGone);
+        };
+        let wrapping = (method == Method::Tunnel).then(|| self.wrapping(&found, egress)).transpose();
+        let wrapping = match wrapping {
+            Ok(wrapping) => wrapping,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let limit = wrapping.map_or(egress.mtu, |wrapping| wrapping.limit);
+        if parsed.packet_len() > limit as usize {
             return Verdict::Drop(Reason::TooBig);
         }
         if available {
             self.counters.packet(destination, hit.direction, parsed.packet_len() as u64);
             self.traffic.packet(hit.direction, parsed.packet_len() as u64);
         }
-        let sent = rewrite(packet, parsed, &found).and_then(|()| forward::send(packet, parsed, hop, egress));
+        let sent = rewrite(packet, parsed, &found, method)
+            .and_then(|()| wrapping.map_or(Ok(()), |wrapping| self.wrap(view, packet, parsed, &wrapping)))
+            .and_then(|()| forward::send(packet, parsed, hop, egress));
         match sent {
             Ok(port) => {
                 self.counters.count(Event::IcmpRelayed, 1);
@@ -88,11 +99,16 @@ impl Tracker {
 }
 
 /// Makes the error what its receiver can understand: about the packet that it sent, not about what became of it here.
-fn rewrite(packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) -> Result<(), Reason> {
-    let Found { connection, meta, direction } = *found;
+fn rewrite(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    found: &Found<'_>,
+    method: Method,
+) -> Result<(), Reason> {
+    let Found { connection, direction, .. } = *found;
     let frame = packet.frame_mut();
-    match Method::of_flags(meta.flags()).ok_or(Reason::DestinationGone)? {
-        Method::Direct => quoted::age(frame, parsed),
+    match method {
+        Method::Direct | Method::Tunnel => quoted::age(frame, parsed),
         Method::Nat | Method::FullNat => {
             // The client's sequence numbers are not those that the real server saw; the server's are its own on both sides.
             let shift = match direction {

@@ -10,6 +10,7 @@ use crate::forward::icmp::Limiter;
 use crate::service::Destinations;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
+use std::cell::Cell;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
 use uvs_conntrack::{
@@ -28,6 +29,8 @@ pub(super) struct Tracker {
     pub(super) released: bool,
     /// This batch's packets, added to the total at its end.
     pub(super) traffic: Traffic,
+    /// Counts the IPv4 packets of our own making that may be fragmented.
+    made: Cell<u16>,
 }
 
 /// A packet's connection.
@@ -48,11 +51,20 @@ impl Tracker {
         commons: Arc<Commons>,
     ) -> Self {
         let (limiter, traffic) = (Limiter::default(), Traffic::default());
-        Tracker { handle, destinations, counters, limiter, commons, released: false, traffic }
+        let (released, made) = (false, Cell::new(0));
+        Tracker { handle, destinations, counters, limiter, commons, released, traffic, made }
     }
 
     pub(super) fn end(&mut self) {
         self.counters.batch(&std::mem::take(&mut self.traffic));
+    }
+
+    /// An identification for an IPv4 packet of our own making, of a flow with this hash: another one for 65,536 packets of the
+    /// flow, and workers that count alike differ by the flow.
+    #[expect(clippy::cast_possible_truncation, reason = "some bits of a hash")]
+    pub(super) fn next_id(&self, hash: u64) -> u16 {
+        self.made.set(self.made.get().wrapping_add(1));
+        self.made.get().wrapping_add(hash as u16)
     }
 
     /// Hashes the flow and prefetches its bucket.
@@ -139,7 +151,7 @@ impl Tracker {
                 Err(verdict) => return verdict,
             },
         };
-        if let Some(verdict) = self.too_long(view, packet, parsed, way) {
+        if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
         }
         self.advance(view, parsed, &found);
@@ -164,17 +176,17 @@ impl Tracker {
         id: ConnId,
     ) -> Verdict {
         let Some(connection) = self.handle.connection(id) else { return Verdict::ToKernel };
+        let found = Found { connection, meta: connection.meta(), direction: Direction::In };
         let way = match Way::ask(view, &connection, Direction::In) {
             Ok(way) => way,
             Err(verdict) => return verdict,
         };
-        if let Some(verdict) = self.too_long(view, packet, parsed, way) {
+        if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
         }
         connection.touch(Direction::In, view.now);
         self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
         self.traffic.packet(Direction::In, parsed.packet_len() as u64);
-        let found = Found { connection, meta: connection.meta(), direction: Direction::In };
         match self.forward(view, packet, parsed, &found, way) {
             Ok(verdict) => verdict,
             Err(refused) => self.refuse(view, packet, parsed, Direction::In, refused),

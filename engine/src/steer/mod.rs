@@ -20,7 +20,7 @@ mod error;
 pub mod guard;
 mod key;
 mod maps;
-mod netlink;
+pub(crate) mod netlink;
 mod parse;
 pub mod program;
 #[cfg(test)]

@@ -5,16 +5,16 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// A request being written: `struct nlmsghdr`, a fixed part, attributes.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(crate) struct Request {
     bytes: Vec<u8>,
 }
 
 /// Flags of requests (`NLM_F_*`).
-pub(super) const CREATE: u16 = 0x400;
+pub(crate) const CREATE: u16 = 0x400;
 /// Fail if it is there.
-pub(super) const EXCLUSIVE: u16 = 0x200;
+pub(crate) const EXCLUSIVE: u16 = 0x200;
 /// Replace what is there.
-pub(super) const REPLACE: u16 = 0x100;
+pub(crate) const REPLACE: u16 = 0x100;
 /// All objects.
 const DUMP: u16 = 0x300;
 const REQUEST: u16 = 0x001;
@@ -24,7 +24,7 @@ const HEADER: usize = 16;
 
 impl Request {
     /// A request of this type (`RTM_*`) and these flags beyond the usual, with the fixed part that its type wants.
-    pub(super) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16, fixed: &[u8]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
@@ -33,17 +33,17 @@ impl Request {
     }
 
     /// Adds an attribute.
-    pub(super) fn with(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn with(mut self, kind: u16, value: &[u8]) -> Self {
         attribute(&mut self.bytes, kind, value);
         self
     }
 }
 
 /// Marks the type of an attribute that holds attributes.
-pub(super) const NESTED: u16 = 1 << 15;
+pub(crate) const NESTED: u16 = 1 << 15;
 
 /// Attributes as the value of another.
-pub(super) fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
+pub(crate) fn nested(attributes: &[(u16, &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (kind, value) in attributes {
         attribute(&mut bytes, *kind, value);
@@ -60,7 +60,7 @@ fn attribute(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// The attributes of a message, as (type, value).
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
@@ -71,18 +71,18 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The value of the first attribute of this type.
-pub(super) fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(kind, value)| (kind == wanted).then_some(value))
 }
 
 /// A number in an attribute.
-pub(super) fn number(value: &[u8]) -> Option<u32> {
+pub(crate) fn number(value: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(*value.first_chunk()?))
 }
 
 /// How an XDP program is attached to a device (`XDP_ATTACHED_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum XdpAttachment {
+pub(crate) enum XdpAttachment {
     Native,
     Generic,
     Offloaded,
@@ -90,13 +90,13 @@ pub(super) enum XdpAttachment {
 
 /// A socket for requests, in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Route {
+pub(crate) struct Route {
     socket: OwnedFd,
     sequence: u32,
 }
 
 impl Route {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
         // SAFETY: no memory is passed.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
@@ -109,19 +109,19 @@ impl Route {
     }
 
     /// Sends a request that changes something and waits until it is done.
-    pub(super) fn change(&mut self, mut request: Request) -> io::Result<()> {
+    pub(crate) fn change(&mut self, mut request: Request) -> io::Result<()> {
         add_flags(&mut request, ACKNOWLEDGE);
         self.exchange(request).map(drop)
     }
 
     /// Sends a request for all objects and returns their messages, without headers.
-    pub(super) fn dump(&mut self, mut request: Request) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn dump(&mut self, mut request: Request) -> io::Result<Vec<Vec<u8>>> {
         add_flags(&mut request, DUMP);
         self.exchange(request)
     }
 
     /// How an XDP program is attached to the device, if one is.
-    pub(super) fn xdp_attachment(&mut self, ifindex: u32) -> io::Result<Option<XdpAttachment>> {
+    pub(crate) fn xdp_attachment(&mut self, ifindex: u32) -> io::Result<Option<XdpAttachment>> {
         const IFLA_XDP: u16 = 43;
         const IFLA_XDP_ATTACHED: u16 = 2;
         let mut request = Request::new(libc::RTM_GETLINK, 0, &link_message(ifindex, 0, 0));
@@ -139,23 +139,29 @@ impl Route {
         })
     }
 
-    /// Index and link-layer address of the device of this name.
-    pub(super) fn device(&mut self, name: &str) -> io::Result<(u32, [u8; 6])> {
+    /// Link-layer address of the device of this name.
+    pub(crate) fn mac(&mut self, name: &str) -> io::Result<[u8; 6]> {
         const IFLA_ADDRESS: u16 = 1;
+        let read = |message: &Vec<u8>| find(message.get(16..)?, IFLA_ADDRESS)?.first_chunk().copied();
+        self.link(name)?.iter().find_map(read).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Index of the device of this name, which need not have a link-layer address.
+    pub(crate) fn index(&mut self, name: &str) -> io::Result<u32> {
+        let read = |message: &Vec<u8>| number(message.get(4..)?);
+        self.link(name)?.iter().find_map(read).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn link(&mut self, name: &str) -> io::Result<Vec<Vec<u8>>> {
         const IFLA_IFNAME: u16 = 3;
         let name = [name.as_bytes(), b"\0"].concat();
         let mut request = Request::new(libc::RTM_GETLINK, 0, &link_message(0, 0, 0)).with(IFLA_IFNAME, &name);
         add_flags(&mut request, ACKNOWLEDGE);
-        let messages = self.exchange(request)?;
-        let read = |message: &Vec<u8>| {
-            let address = find(message.get(16..)?, IFLA_ADDRESS)?;
-            Some((number(message.get(4..)?)?, *address.first_chunk()?))
-        };
-        messages.iter().find_map(read).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.exchange(request)
     }
 
     /// The indices of all devices.
-    pub(super) fn devices(&mut self) -> io::Result<Vec<u32>> {
+    pub(crate) fn devices(&mut self) -> io::Result<Vec<u32>> {
         let messages = self.dump(Request::new(libc::RTM_GETLINK, 0, &link_message(0, 0, 0)))?;
         Ok(messages.iter().filter_map(|message| number(message.get(4..)?)).collect())
     }
@@ -223,7 +229,7 @@ fn add_flags(request: &mut Request, flags: u16) {
 }
 
 /// `struct ifinfomsg`: which device, and which of its flags (`IFF_*`) to set to what.
-pub(super) fn link_message(ifindex: u32, flags: u32, change: u32) -> [u8; 16] {
+pub(crate) fn link_message(ifindex: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut message = [0; 16];
     message[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     message[8..12].copy_from_slice(&flags.to_ne_bytes());
@@ -232,7 +238,7 @@ pub(super) fn link_message(ifindex: u32, flags: u32, change: u32) -> [u8; 16] {
 }
 
 /// The name of a device, if it is there.
-pub(super) fn device_name(ifindex: u32) -> Option<String> {
+pub(crate) fn device_name(ifindex: u32) -> Option<String> {
     let mut name = [0_u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the size that the call asks for.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };

@@ -17,6 +17,7 @@ use uvs_engine::counters::Counters;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::pipeline::{Commons, Pipeline, View};
+use uvs_engine::plan::{Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{DestinationConfig, Destinations, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
@@ -25,7 +26,7 @@ use uvs_engine::{Packet, PortId, Snapshot, Verdict};
 pub const CLIENTS: PortId = PortId(0);
 pub const SERVERS: PortId = PortId(1);
 /// The methods that leave a client's address and sequence numbers alone.
-pub const PLAIN: [Method; 2] = [Method::Nat, Method::Direct];
+pub const PLAIN: [Method; 3] = [Method::Nat, Method::Direct, Method::Tunnel];
 /// Link-layer addresses of the director's ports.
 pub const PORT_MACS: [[u8; 6]; 2] = [[2, 0xd, 0, 0, 0, 0], [2, 0xd, 0, 0, 0, 1]];
 /// Addresses of the director's ports.
@@ -86,6 +87,8 @@ pub struct Frame {
     pub protocol: u8,
     pub flags: u8,
     pub payload: Vec<u8>,
+    /// Both ends of the IPIP tunnel that it travels in.
+    pub tunnel: Option<(IpAddr, IpAddr)>,
 }
 
 impl Frame {
@@ -101,6 +104,7 @@ impl Frame {
             protocol,
             flags,
             payload: b"hello world".to_vec(),
+            tunnel: None,
         }
     }
 
@@ -131,6 +135,11 @@ impl Frame {
     /// What direct routing makes of a client's frame.
     pub fn routed(self) -> Frame {
         Frame { to_mac: SERVER_MAC, from_mac: PORT_MACS[1], ttl: self.ttl - 1, ..self }
+    }
+
+    /// What an IPIP tunnel makes of a client's frame.
+    pub fn tunnelled(self, server: SocketAddr) -> Frame {
+        Frame { tunnel: Some((tunnel_source(server.ip()), server.ip())), ..self.routed() }
     }
 
     fn transport(&self) -> Vec<u8> {
@@ -191,7 +200,8 @@ impl Frame {
     /// The frame's bytes, all checksums complete.
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let ip = if self.from.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
+        let outer = self.tunnel.map_or(self.from.ip(), |(from, _)| from);
+        let ip = if outer.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
         let ether_type = if self.vlan.is_some() { EtherType::VLAN_TAGGED_FRAME } else { ip };
         let ethernet = Ethernet2Header { source: self.from_mac, destination: self.to_mac, ether_type };
         ethernet.write(&mut bytes).unwrap();
@@ -205,6 +215,16 @@ impl Frame {
             tag.write(&mut bytes).unwrap();
         }
         let transport = self.transport();
+        if let Some((from, to)) = self.tunnel {
+            let length = transport.len() + if self.from.is_ipv4() { 20 } else { 40 };
+            let protocol = if self.from.is_ipv4() { 4 } else { 41 };
+            let wrapping = Frame { protocol, ..self.clone() };
+            match (from, to) {
+                (IpAddr::V4(a), IpAddr::V4(b)) => wrapping.ipv4(a, b, length).write(&mut bytes).unwrap(),
+                (IpAddr::V6(a), IpAddr::V6(b)) => wrapping.ipv6(a, b, length).write(&mut bytes).unwrap(),
+                _ => panic!("one IP version"),
+            }
+        }
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(a), IpAddr::V4(b)) => self.ipv4(a, b, transport.len()).write(&mut bytes).unwrap(),
             (IpAddr::V6(a), IpAddr::V6(b)) => self.ipv6(a, b, transport.len()).write(&mut bytes).unwrap(),
@@ -378,9 +398,26 @@ impl Director {
 }
 
 pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> DestinationConfig {
-    let port = if method == Method::Direct { plan.service.port() } else { address.port() };
+    let keeps_port = matches!(method, Method::Direct | Method::Tunnel);
+    let port = if keeps_port { plan.service.port() } else { address.port() };
     let address = SocketAddr::new(address.ip(), port);
-    DestinationConfig::new(address, method)
+    let mut config = DestinationConfig::new(address, method);
+    if method == Method::Tunnel {
+        config.plan = tunnelled(TunnelKind::Ipip, TunnelChecksum::None, address.ip());
+    }
+    config
+}
+
+/// The particulars of a real server behind a tunnel; GUE at port 6080.
+pub fn tunnelled(kind: TunnelKind, checksum: TunnelChecksum, server: IpAddr) -> uvs_engine::plan::Plan {
+    let port = if kind == TunnelKind::Gue { 6080 } else { 0 };
+    let tunnel = Some(Tunnel { kind, port, checksum });
+    uvs_engine::plan::Plan { tunnel, source: Some(tunnel_source(server)), ..Default::default() }
+}
+
+/// The director's own address towards its real servers.
+pub fn tunnel_source(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { "172.16.0.254".parse().unwrap() } else { "fd00:2::fe".parse().unwrap() }
 }
 
 fn port(ifindex: u32, mac: [u8; 6]) -> Port {
