@@ -4,12 +4,14 @@
 
 #[path = "steer/frames.rs"]
 mod frames;
+#[path = "steer/view.rs"]
+mod view;
 
 use frames::*;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvs_engine::steer::{DryRun, Guard, Keys, SteerError, Steering};
+use uvs_engine::steer::{DryRun, Guard, Guarded, Keys, SteerError, Steering};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -140,7 +142,7 @@ fn replies_to_sources() {
             ("a fragment, whosever it is", cut("10.0.0.11", "10.0.0.1"), OURS),
         ],
     );
-    let guard = Guard::new(&steering, Duration::from_secs(600)).unwrap();
+    let guard = Guard::new(&steering, Duration::from_secs(600), Guarded::Certain).unwrap();
     for (port, expected) in [(5000, true), (40000, false)] {
         assert_eq!(guard.drops(&to(port)).unwrap(), expected, "the guard, port {port}");
         assert_eq!(guard.drops(&to6(port)).unwrap(), expected, "the guard, IPv6, port {port}");
@@ -486,7 +488,7 @@ fn the_guard_drops_what_is_certainly_ours() {
         ("ARP", ethernet(0x0806, &[0; 46]), false),
     ];
     let steering = example();
-    let guard = Guard::new(&steering, Duration::from_secs(600)).unwrap();
+    let guard = Guard::new(&steering, Duration::from_secs(600), Guarded::Certain).unwrap();
     for (what, frame, expected) in &table {
         assert_eq!(guard.drops(frame).unwrap(), *expected, "{what}");
     }

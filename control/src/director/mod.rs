@@ -39,7 +39,7 @@ use uvs_engine::pipeline::{Commons, Pipeline};
 use uvs_engine::service::Destinations;
 use uvs_engine::snapshot::Snapshot;
 use uvs_engine::steer::way_back::Injected;
-use uvs_engine::steer::{Attachment, Guard, Mode, SteerError, Steering, WantedMode, WayBack};
+use uvs_engine::steer::{Attachment, Guard, Guarded, Mode, SteerError, Steering, WantedMode, WayBack};
 use uvs_engine::worker::{Crew, Lane, Notices};
 use uvs_engine::{Config, link};
 use watch::{End, Watch};
@@ -308,7 +308,7 @@ fn open_vips() -> Result<Vips, StartError> {
 }
 
 fn put_up(steering: &Steering, timeout: Duration, devices: &[Device]) -> Result<Guard, SteerError> {
-    let mut guard = Guard::new(steering, timeout)?;
+    let mut guard = Guard::new(steering, timeout, Guarded::Certain)?;
     for device in devices {
         if let Err(error) = guard.install(device.index) {
             guard.remove()?;

@@ -1,5 +1,8 @@
 //! The guard: when the process dies, the kernel does not answer for connections that a successor will continue.
 //!
+//! Behind a link that only gets copies of the frames (packet sockets) the guard has a second duty, while the process
+//! lives: it is what keeps the kernel from handling what was taken ([`Guarded::AllTaken`]).
+//!
 //! On the ingress of each device stands a classifier (`cls_bpf`, direct action) that knows the same sets as the XDP
 //! program and drops what that would have taken: frames to services and replies of real servers, not ICMP, not
 //! fragments without ports. Frames that the XDP program redirects never come so far; when it is gone, they do. The
@@ -41,6 +44,15 @@ pub struct Guard {
     devices: Vec<u32>,
 }
 
+/// What a guard drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guarded {
+    /// What the kernel would answer with a RST if nobody took it: enough behind an XDP program, which takes frames away.
+    Certain,
+    /// Everything that is ours: behind packet sockets, which get copies.
+    AllTaken,
+}
+
 /// A guard that stands on a device, of whatever process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -55,9 +67,9 @@ pub struct Standing {
 
 impl Guard {
     /// A guard over what `steering` takes, now and later, on no device yet; its time begins.
-    pub fn new(steering: &Steering, timeout: Duration) -> Result<Self, SteerError> {
+    pub fn new(steering: &Steering, timeout: Duration, guarded: Guarded) -> Result<Self, SteerError> {
         let deadline = Map::create(MapKind::Array, 1, DEADLINE, None)?;
-        let instructions = program::guard(steering.sets.descriptors(), deadline.as_fd())?;
+        let instructions = program::guard(steering.sets.descriptors(), deadline.as_fd(), guarded)?;
         let program = Program::load(ProgramKind::Classifier, 0, &instructions, "uvs_guard")?;
         let guard = Guard { program, deadline, devices: Vec::new() };
         guard.refresh(timeout)?;
@@ -342,7 +354,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     fn guard() -> Guard {
-        Guard::new(&Steering::new().unwrap(), LONG).unwrap()
+        Guard::new(&Steering::new().unwrap(), LONG, Guarded::Certain).unwrap()
     }
 
     fn has_qdisc(route: &mut Route) -> bool {

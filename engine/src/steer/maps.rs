@@ -7,10 +7,12 @@
 use super::bpf::{Map, MapKind};
 use super::error::SteerError;
 use super::key::Key;
+use super::view::View;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 /// What a set is for; the number is its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +30,20 @@ pub(super) enum Set {
     Tunnels = 4,
 }
 
+impl Set {
+    /// How many sets there are.
+    pub(super) const COUNT: usize = 5;
+}
+
 /// The maps' names, by slot.
-const NAMES: [&str; 5] = ["uvs_services", "uvs_replies", "uvs_locals", "uvs_sources", "uvs_tunnels"];
-/// How many sets there are, as the kernel counts.
+const NAMES: [&str; Set::COUNT] = ["uvs_services", "uvs_replies", "uvs_locals", "uvs_sources", "uvs_tunnels"];
+/// The same as the kernel counts.
 const SETS: u32 = 5;
 
 /// Bits of one entry of the map of host ports.
 const WORD_BITS: u16 = 64;
 /// Its entries: a bit for every port.
-const WORDS: u32 = 1 << 16 >> 6;
+pub(super) const WORDS: u32 = 1 << 16 >> 6;
 
 /// What a new set has room for.
 const FIRST: u32 = 1 << 10;
@@ -47,8 +54,9 @@ const GROWTH: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Sets {
     slots: Map<u32, u32>,
-    sets: [Contents; NAMES.len()],
+    sets: [Contents; Set::COUNT],
     host_ports: Map<u32, u64>,
+    view: View,
 }
 
 /// What a program names: the array of the sets, and the ports of the host's own sockets.
@@ -76,7 +84,7 @@ impl Sets {
             put(&slots, slot, &contents.map)?;
         }
         let host_ports = Map::create(MapKind::Array, WORDS, "uvs_host_ports", None)?;
-        Ok(Sets { slots, sets, host_ports })
+        Ok(Sets { slots, sets, host_ports, view: View::new() })
     }
 
     /// What the programs name.
@@ -84,12 +92,18 @@ impl Sets {
         Descriptors { sets: self.slots.as_fd(), host_ports: self.host_ports.as_fd() }
     }
 
+    /// The sets as user space sees them.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
     /// How many keys a set has.
     pub(super) fn len(&self, set: Set) -> usize {
         self.sets[set as usize].claims.len()
     }
 
-    /// Claims a key. The first claim puts it into the kernel's map.
+    /// Claims a key. The first claim puts it into the kernel's map, and then into the view: the kernel has stopped
+    /// answering what user space begins to take.
     pub(super) fn claim(&mut self, set: Set, key: Key) -> Result<(), SteerError> {
         let contents = &mut self.sets[set as usize];
         if contents.claims.len() >= contents.capacity as usize && !contents.claims.contains_key(&key) {
@@ -104,6 +118,7 @@ impl Sets {
                 let doing = || format!("add a key to the map {}", contents.name);
                 contents.map.insert(&key, &1).map_err(|source| SteerError::os(doing(), source))?;
                 vacant.insert(1);
+                self.view.change(|known| known.sets[set as usize].insert_mut(key));
             }
         }
         Ok(())
@@ -117,6 +132,9 @@ impl Sets {
             *claims.get_mut() -= 1;
             return Ok(true);
         }
+        self.view.change(|known| {
+            known.sets[set as usize].remove_mut(&key);
+        });
         let doing = || format!("remove a key from the map {}", contents.name);
         contents.map.remove(&key).map_err(|source| SteerError::os(doing(), source))?;
         claims.remove();
@@ -132,7 +150,9 @@ impl Sets {
         let indices: Vec<u32> = (0..WORDS).collect();
         self.host_ports
             .insert_all(&indices, &words)
-            .map_err(|source| SteerError::os("say which ports are this host's", source))
+            .map_err(|source| SteerError::os("say which ports are this host's", source))?;
+        self.view.change(|known| known.host_ports = Arc::new(words));
+        Ok(())
     }
 
     /// Makes a set hold exactly `keys`, one claim each.

@@ -25,12 +25,14 @@ mod parse;
 pub mod program;
 #[cfg(test)]
 mod testing;
+mod view;
 pub mod way_back;
 
 pub use attach::{Attachment, DryRun, Mode, WantedMode};
 pub use error::SteerError;
-pub use guard::Guard;
+pub use guard::{Guard, Guarded};
 pub use key::Key;
+pub use view::{Known, View};
 pub use way_back::{Injected, WayBack};
 
 use maps::{Set, Sets};
@@ -148,6 +150,11 @@ impl Steering {
         Attachment::new(self.sets.descriptors(), ifindex, mode, sockets)
     }
 
+    /// The same for links that get every frame and have to leave alone what is not ours.
+    pub fn view(&self) -> View {
+        self.sets.view().clone()
+    }
+
     /// The XDP program without a device, to ask it what it would do with a frame.
     pub fn dry_run(&self) -> Result<DryRun, SteerError> {
         DryRun::new(self.sets.descriptors())
@@ -216,7 +223,7 @@ mod tests {
         let load = || -> Result<(), SteerError> {
             let steering = Steering::new()?;
             steering.dry_run()?;
-            Guard::new(&steering, std::time::Duration::ZERO).map(drop)
+            Guard::new(&steering, std::time::Duration::ZERO, Guarded::Certain).map(drop)
         };
         with_capabilities(&[NET_ADMIN, NET_RAW, PERFMON, BPF], load).unwrap();
         for (bits, lacking) in [

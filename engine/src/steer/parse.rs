@@ -8,6 +8,7 @@ use super::asm::When::{AnyBit, Differs, Equal, Greater, Less};
 use super::asm::Width::{Byte, Double, Half, Word};
 use super::asm::{Assembler, Label, Register};
 use super::key::{self, IPV4, IPV6};
+use std::ops::RangeInclusive;
 
 /// Where the key of the destination lies on the stack.
 pub(super) const DESTINATION: i16 = -24;
@@ -27,12 +28,16 @@ const FRAGMENT: i32 = 44;
 const DESTINATION_OPTIONS: i32 = 60;
 
 /// How many IPv6 extension headers are followed. RFC 8504 §5.3 lets a host limit them; longer chains go to the kernel.
-const EXTENSION_HEADERS: usize = 6;
+pub(super) const EXTENSION_HEADERS: usize = 6;
 /// The same for a packet that an ICMP error quotes. The verifier walks every combination of both chains, and gives up
 /// after a million instructions.
-const QUOTED_EXTENSION_HEADERS: usize = 2;
+pub(super) const QUOTED_EXTENSION_HEADERS: usize = 2;
 /// How many VLAN tags are skipped.
-const TAGS: usize = 2;
+pub(super) const TAGS: usize = 2;
+/// The ICMP errors of RFC 792: unreachable, source quench, time exceeded, parameter problem.
+pub(super) const ERRORS4: [i32; 4] = [3, 4, 11, 12];
+/// The ICMPv6 errors of RFC 4443.
+pub(super) const ERRORS6: RangeInclusive<i32> = 1..=4;
 
 /// What becomes of fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +120,7 @@ fn icmp4(a: &mut Assembler, exits: Exits) {
     a.jump_if(Differs, R9, libc::IPPROTO_ICMP, exits.pass);
     need(a, 8, exits.pass);
     a.load(Byte, R2, R7, 0).add_value(R7, 8);
-    // Unreachable, source quench, time exceeded, parameter problem: the errors of RFC 792.
-    for kind in [3, 4, 11, 12] {
+    for kind in ERRORS4 {
         a.jump_if(Equal, R2, kind, error);
     }
     a.jump(exits.pass).bind(error);
@@ -127,9 +131,8 @@ fn icmp4(a: &mut Assembler, exits: Exits) {
 fn icmp6(a: &mut Assembler, exits: Exits) {
     a.jump_if(Differs, R9, libc::IPPROTO_ICMPV6, exits.pass);
     need(a, 8, exits.pass);
-    // Types 1 to 4 are the errors of RFC 4443.
     a.load(Byte, R2, R7, 0).add_value(R7, 8);
-    a.jump_if(Equal, R2, 0, exits.pass).jump_if(Greater, R2, 4, exits.pass);
+    a.jump_if(Less, R2, *ERRORS6.start(), exits.pass).jump_if(Greater, R2, *ERRORS6.end(), exits.pass);
     packet6(a, Layer::Quoted, Fragments::FirstByPorts, exits);
     quoted_ports(a, exits);
 }

@@ -6,9 +6,12 @@
 //! 2. its source among the real servers whose replies we translate, unless the destination is an address of this host.
 //!    Of those, a source of ours (the local addresses of full NAT) gets its replies too, but for ports that may be those
 //!    of the host's own sockets;
-//! 3. ICMP errors by the packet they quote, source and destination exchanged (the XDP program only); those to this host
-//!    about an encapsulated packet by the far end of the tunnel;
-//! 4. fragments by their addresses alone (the XDP program; the guard takes only first fragments, by their ports).
+//! 3. ICMP errors by the packet they quote, source and destination exchanged; those to this host about an encapsulated
+//!    packet by the far end of the tunnel;
+//! 4. fragments by their addresses alone.
+//!
+//! The guard behind an XDP program leaves ICMP errors to the kernel, and of fragments it drops only first ones, by their
+//! ports; behind sockets that get a copy of each frame it decides as the XDP program does.
 //!
 //! Everything else goes on to the kernel.
 
@@ -16,6 +19,7 @@ use super::asm::Register::{Fp, R0, R1, R2, R3, R7, R8, R9};
 use super::asm::When::{AnyBit, AtMost, Differs, Equal};
 use super::asm::Width::{Double, Half, Word};
 use super::asm::{Assembler, AssemblyError, Instruction, Label};
+use super::guard::Guarded;
 use super::key;
 use super::maps::{Descriptors, Set};
 use super::parse::{self, CONTEXT, DESTINATION, Exits, Fragments, HOST, SOURCE, UDP};
@@ -57,9 +61,7 @@ pub(super) fn steer(
     let (exits, ours) = (exits(&mut a), a.label());
     a.copy(CONTEXT, R1).load(Word, R7, CONTEXT, DATA).load(Word, R8, CONTEXT, DATA_END);
     parse::frame(&mut a, Fragments::ByAddress, true, exits);
-    decide_tunnel(&mut a, maps, exits, ours);
-    decide_flow(&mut a, maps, exits, ours);
-    decide_fragment(&mut a, maps, exits, ours);
+    decide_all(&mut a, maps, exits, ours);
 
     a.bind(ours);
     a.load_map(R1, sockets.as_raw_fd()).load(Word, R2, CONTEXT, QUEUE).set(R3, XDP_PASS.cast_signed());
@@ -73,14 +75,23 @@ pub(super) fn steer(
 pub(super) fn guard(
     maps: Descriptors<'_>,
     deadline: BorrowedFd<'_>,
+    guarded: Guarded,
 ) -> Result<Vec<Instruction>, AssemblyError> {
     let mut a = Assembler::default();
     let (exits, ours) = (exits(&mut a), a.label());
     a.copy(CONTEXT, R1);
     before(&mut a, deadline, exits.pass);
     linear_headers(&mut a);
-    parse::frame(&mut a, Fragments::FirstByPorts, false, exits);
-    decide_flow(&mut a, maps, exits, ours);
+    match guarded {
+        Guarded::Certain => {
+            parse::frame(&mut a, Fragments::FirstByPorts, false, exits);
+            decide_flow(&mut a, maps, exits, ours);
+        }
+        Guarded::AllTaken => {
+            parse::frame(&mut a, Fragments::ByAddress, true, exits);
+            decide_all(&mut a, maps, exits, ours);
+        }
+    }
 
     a.bind(ours).set(R0, TC_DROP.cast_signed()).exit();
     a.bind(exits.pass).set(R0, TC_UNSPECIFIED.cast_signed()).exit();
@@ -116,6 +127,13 @@ fn linear_headers(a: &mut Assembler) {
     a.bind(short).copy(R1, CONTEXT).call(helper::PULL_DATA);
     bounds(a);
     a.bind(linear);
+}
+
+/// Emits the decision on whatever the parser found.
+fn decide_all(a: &mut Assembler, maps: Descriptors<'_>, exits: Exits, ours: Label) {
+    decide_tunnel(a, maps, exits, ours);
+    decide_flow(a, maps, exits, ours);
+    decide_fragment(a, maps, exits, ours);
 }
 
 /// Emits the decision on a packet that an ICMP error quotes, if it can be one that we encapsulated: only the far end's

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
-use uvs_engine::steer::{Guard, SteerError, Steering, WantedMode, guard};
+use uvs_engine::steer::{Guard, Guarded, SteerError, Steering, WantedMode, guard};
 use uvs_lab::probe::{flags, ping};
 
 type Test = (&'static str, fn() -> Outcome);
@@ -32,7 +32,7 @@ fn drops_ours_until_it_expires() -> Outcome {
     let probe = RawTcp::open(&site.client)?;
     let ifindex = site.ifindex(TO_CLIENT);
     let mut steering = steering()?;
-    let mut guard = Guard::new(&steering, LONG)?;
+    let mut guard = Guard::new(&steering, LONG, Guarded::Certain)?;
     site.director.run(|| guard.install(ifindex))??;
     check(!site.resets(&probe, 80)?, "the service is silent")?;
     check(site.resets(&probe, 81)?, "another port is not")?;
@@ -62,7 +62,7 @@ fn drops_untranslated_replies() -> Outcome {
     let ifindex = site.ifindex(TO_SERVER);
     let mut steering = steering()?;
     steering.set_local(["10.2.0.1".parse()?])?;
-    let mut guard = Guard::new(&steering, LONG)?;
+    let mut guard = Guard::new(&steering, LONG, Guarded::Certain)?;
     site.director.run(|| guard.install(ifindex))??;
     let client = site.client.run(|| UdpSocket::bind((CLIENT, 4000)))??;
     let director = site.director.run(|| UdpSocket::bind("10.2.0.1:4000"))??;
@@ -88,7 +88,7 @@ pub(super) const CHILD: &str = "hold-a-guard";
 pub(super) fn child(device: &str) -> ExitCode {
     let ifindex = nix::net::if_::if_nametoindex(device).unwrap();
     let steering = steering().unwrap();
-    let mut guard = Guard::new(&steering, LONG).unwrap();
+    let mut guard = Guard::new(&steering, LONG, Guarded::Certain).unwrap();
     guard.install(ifindex).unwrap();
     let _attachment = steering.attach(ifindex, WantedMode::Auto, &[]).unwrap();
     println!("ready");
@@ -135,7 +135,7 @@ fn is_replaced_without_a_gap() -> Outcome {
     let ifindex = site.ifindex(TO_CLIENT);
     let install = move || -> Result<(), SteerError> {
         let steering = steering()?;
-        Guard::new(&steering, LONG)?.install(ifindex)
+        Guard::new(&steering, LONG, Guarded::Certain)?.install(ifindex)
     };
     site.director.run(install)??;
     let replacing = site.director.spawn("replacing", move || (0..50).try_for_each(|_| install()))?;
