@@ -16,7 +16,7 @@ mod tally;
 mod tests;
 
 pub use bell::Bell;
-pub use crew::{Crew, Lane, Running, Seat};
+pub use crew::{Crew, Lane, Link, Running, Seat};
 pub use handoff::MAX_WORKERS;
 pub use notice::{Notice, Notices};
 pub use tally::Tally;

@@ -1,21 +1,23 @@
 //! Where frames come from and go to: one [`Queue`] per receive queue of a device, and the memory its frames lie in.
 //!
 //! A worker owns one [`memory::Region`] and lends its frames to the kernel through every queue it holds, so a frame that
-//! came in by one device leaves by another without a copy. [`xdp`] is the AF_XDP link; another kind of link stands beside
-//! it by implementing [`Queue`].
+//! came in by one device leaves by another without a copy. [`xdp`] is the AF_XDP link, [`raw`] the one by packet sockets;
+//! another kind of link stands beside them by implementing [`Queue`].
 
 pub mod device;
 pub mod memory;
+pub mod raw;
 pub mod tun;
 pub mod xdp;
 
 pub use device::Device;
 pub use memory::{Batch, Frame, Part, Parts, Pool, Region};
+pub use xdp::Statistics;
 
 use crate::batch::PortId;
 use crate::verdict::Reason;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Parts a frame may have: room for a frame of 64 KiB in chunks of 2048 bytes.
 pub const MAX_PARTS: usize = 37;
@@ -67,6 +69,36 @@ pub enum Sending {
     Stuck,
 }
 
+/// A view of a queue for those who only watch it.
+#[derive(Debug)]
+pub enum Probe {
+    /// Of an AF_XDP socket.
+    Xdp(xdp::Probe),
+    /// Of a packet socket.
+    Raw(raw::Probe),
+}
+
+impl Probe {
+    /// What was counted for this queue since it was bound.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn statistics(&self) -> io::Result<Statistics> {
+        match self {
+            Probe::Xdp(probe) => probe.statistics(),
+            Probe::Raw(probe) => probe.statistics(),
+        }
+    }
+
+    /// The socket for the XDP program's map, if it is one for that.
+    pub fn xdp_socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Probe::Xdp(probe) => Some(probe.as_fd()),
+            Probe::Raw(_) => None,
+        }
+    }
+}
+
 /// The device vanished while it was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the device is gone")]
@@ -84,6 +116,9 @@ pub enum Error {
     /// Kernel without `CONFIG_XDP_SOCKETS`.
     #[error("this kernel has no AF_XDP sockets: it must be built with CONFIG_XDP_SOCKETS=y")]
     NoAfXdp,
+    /// Kernel without `CONFIG_PACKET`.
+    #[error("this kernel has no packet sockets: it must be built with CONFIG_PACKET=y")]
+    NoPacketSockets,
     /// A privilege is missing.
     #[error("{action} needs the capability {capability}: run as root or grant it")]
     Capability {

@@ -7,8 +7,7 @@ use super::notice::Notices;
 use super::tally::Tally;
 use super::{Process, WayBack, Worker};
 use crate::batch::PortId;
-use crate::link::xdp::{Options, Probe, Socket};
-use crate::link::{Batch, Device, Error, Pool, Queue, Region};
+use crate::link::{Batch, Device, Error, Pool, Probe, Queue, Region, raw, xdp};
 use crate::snapshot::Config;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -20,6 +19,9 @@ use std::time::Duration;
 /// Frames of a worker's region that no queue claims: those it holds, those it laid out for others, those in its hands.
 const SPARE_FRAMES: u32 = 2048;
 
+/// The longest IP packet there is.
+const SUPER_FRAME: u32 = 65_535;
+
 /// A device to take frames from.
 #[derive(Clone, Debug)]
 pub struct Seat {
@@ -27,8 +29,43 @@ pub struct Seat {
     pub port: PortId,
     /// The device.
     pub device: Device,
-    /// How its queues are to be opened.
-    pub options: Options,
+    /// How frames are taken from it.
+    pub link: Link,
+}
+
+/// A way to take frames from a device.
+#[derive(Clone, Debug)]
+pub enum Link {
+    /// An AF_XDP socket for each of its queues.
+    Xdp(xdp::Options),
+    /// A packet socket for each worker.
+    Raw(raw::Options),
+}
+
+impl Seat {
+    /// The queues that are worker `me`'s, of `workers`. Packet sockets share the device's frames whatever its queues.
+    fn queues(&self, me: usize, workers: usize) -> Vec<u32> {
+        match self.link {
+            Link::Xdp(_) => (0..self.device.queues).filter(|&queue| queue as usize % workers == me).collect(),
+            Link::Raw(_) => u32::try_from(me).into_iter().collect(),
+        }
+    }
+
+    /// Chunks that one queue needs.
+    fn frames(&self) -> u32 {
+        match &self.link {
+            Link::Xdp(options) => options.frames(),
+            Link::Raw(options) => options.frames(),
+        }
+    }
+
+    /// The MTU to choose chunks by: packet sockets bring super-frames.
+    fn mtu(&self) -> u32 {
+        match self.link {
+            Link::Xdp(_) => self.device.mtu,
+            Link::Raw(_) => self.device.mtu.max(SUPER_FRAME),
+        }
+    }
 }
 
 /// What one queue of one device got.
@@ -36,7 +73,7 @@ pub struct Seat {
 pub struct Lane {
     /// The device.
     pub port: PortId,
-    /// The queue.
+    /// The queue; for a packet socket the worker's number.
     pub queue: u32,
     /// The worker that polls it.
     pub worker: usize,
@@ -44,7 +81,7 @@ pub struct Lane {
     pub zero_copy: bool,
     /// Whether frames may come and go in several parts.
     pub multi_buffer: bool,
-    /// The socket: for the XDP program's map, and for the kernel's statistics.
+    /// For the XDP program's map, and for the kernel's statistics.
     pub probe: Probe,
 }
 
@@ -74,25 +111,25 @@ impl Crew {
     /// When there are no workers or more than 64.
     pub fn open(seats: &[Seat], cores: &[Option<usize>]) -> Result<Self, Error> {
         assert!((1..=handoff::MAX_WORKERS).contains(&cores.len()), "a director has 1 to 64 workers");
-        let mtu = seats.iter().map(|seat| seat.device.mtu).max().unwrap_or(0);
+        let mtu = seats.iter().map(Seat::mtu).max().unwrap_or(0);
         let ports = seats.iter().map(|seat| usize::from(seat.port.0) + 1).max().unwrap_or(0);
         let (mut lanes, mut owners) = (vec![], vec![vec![]; ports]);
+        let mut groups = vec![None; seats.len()];
         let mut benches = vec![];
         for (worker, &core) in cores.iter().enumerate() {
-            let mine = |queue: &u32| *queue as usize % cores.len() == worker;
-            let share = |seat: &Seat| (0..seat.device.queues).filter(mine).count();
-            let frames = |seat| u32::try_from(share(seat)).unwrap_or(u32::MAX) * seat.options.frames();
+            let mine = |seat: &Seat| seat.queues(worker, cores.len());
+            let frames = |seat| u32::try_from(mine(seat).len()).unwrap_or(u32::MAX) * seat.frames();
             let frames = SPARE_FRAMES + seats.iter().map(frames).sum::<u32>();
             let mut pool = Pool::new(frames, Region::chunk_for(mtu))?;
             let mut queues: Vec<Box<dyn Queue>> = vec![];
-            for seat in seats {
-                for queue in (0..seat.device.queues).filter(mine) {
-                    let socket = Socket::open(&seat.device, queue, seat.port, &mut pool, seat.options)?;
-                    lanes.push(lane(&socket, seat, worker)?);
-                    queues.push(Box::new(socket));
-                }
-                if share(seat) > 0 {
-                    owners[usize::from(seat.port.0)].push(worker);
+            for (seat, group) in seats.iter().zip(&mut groups) {
+                for queue in mine(seat) {
+                    let (socket, lane) = open(seat, queue, worker, &mut pool, group, cores.len())?;
+                    lanes.push(lane);
+                    queues.push(socket);
+                    if owners[usize::from(seat.port.0)].last() != Some(&worker) {
+                        owners[usize::from(seat.port.0)].push(worker);
+                    }
                 }
             }
             benches.push(Bench { core, pool, queues });
@@ -152,19 +189,34 @@ impl Crew {
     }
 }
 
-fn lane(socket: &Socket, seat: &Seat, worker: usize) -> Result<Lane, Error> {
-    let failed = |source| Error::Kernel {
-        action: "duplicating an AF_XDP socket",
-        device: seat.device.name.clone(),
-        source,
-    };
-    Ok(Lane {
-        port: seat.port,
-        queue: socket.queue(),
-        worker,
-        zero_copy: socket.zero_copy(),
-        multi_buffer: socket.multi_buffer(),
-        probe: socket.probe().map_err(failed)?,
+/// Opens one queue. `group` is that of the device's packet sockets, once there is one.
+fn open(
+    seat: &Seat,
+    queue: u32,
+    worker: usize,
+    pool: &mut Pool,
+    group: &mut Option<u16>,
+    workers: usize,
+) -> Result<(Box<dyn Queue>, Lane), Error> {
+    let Seat { port, device, link } = seat;
+    let failed =
+        |source| Error::Kernel { action: "duplicating a socket", device: device.name.clone(), source };
+    Ok(match link {
+        Link::Xdp(options) => {
+            let socket = xdp::Socket::open(device, queue, *port, pool, *options)?;
+            let (zero_copy, multi_buffer) = (socket.zero_copy(), socket.multi_buffer());
+            let probe = Probe::Xdp(socket.probe().map_err(failed)?);
+            (Box::new(socket), Lane { port: *port, queue, worker, zero_copy, multi_buffer, probe })
+        }
+        Link::Raw(options) => {
+            let mut socket = raw::Socket::open(device, *port, pool, options)?;
+            if workers > 1 {
+                *group = Some(socket.share(device, *group)?);
+            }
+            let probe = Probe::Raw(socket.probe().map_err(failed)?);
+            let lane = Lane { port: *port, queue, worker, zero_copy: false, multi_buffer: true, probe };
+            (Box::new(socket), lane)
+        }
     })
 }
 

@@ -1,4 +1,4 @@
-//! AF_XDP and the workers over real veth devices, with a forwarder in the pipeline's place.
+//! AF_XDP, packet sockets and the workers over real veth devices, with a forwarder in the pipeline's place.
 
 #![allow(unsafe_code)] // bpf(2), capset(2)
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
@@ -6,6 +6,7 @@
 mod forwarder;
 mod namespace;
 mod privilege;
+mod raw;
 mod redirect;
 
 use forwarder::{Forwarder, Seen};
@@ -19,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use uvs_engine::link::xdp::Options;
 use uvs_engine::link::{Device, Error};
-use uvs_engine::worker::{Crew, Notice, Notices, Running, Seat, Tally};
+use uvs_engine::worker::{Crew, Link, Notice, Notices, Running, Seat, Tally};
 use uvs_engine::{Config, PortId, Snapshot};
 
 const CLIENT: &str = "10.9.0.1";
@@ -48,26 +49,37 @@ const PLAIN: Shape = Shape { mode: Mode::Native, mtu: 1500, client_queues: 1, wo
 
 impl Bridge {
     fn new(shape: Shape) -> Self {
+        let mut bridge = Bridge::build(shape);
+        bridge.start(&["d0", "d1"]);
+        bridge
+    }
+
+    /// Nobody works yet.
+    fn build(shape: Shape) -> Self {
         let [client, director, server] = [(); 3].map(|()| Namespace::new());
         director.veth("d0", shape.client_queues, shape.mtu, &client, "c0");
         director.veth("d1", 1, shape.mtu, &server, "s0");
         client.ip(&format!("addr add {CLIENT}/24 dev c0"));
         server.ip(&format!("addr add {SERVER}/24 dev s0"));
         let notices = Notices::new().unwrap();
-        let mut bridge =
-            Bridge { client, director, server, notices, seen: Arc::default(), shape, working: None };
-        bridge.start(&["d0", "d1"]);
-        bridge
+        Bridge { client, director, server, notices, seen: Arc::default(), shape, working: None }
     }
 
     /// Takes frames from these devices of the director, which are ports 0, 1, 2 and so on.
     fn start(&mut self, devices: &[&str]) {
+        let (director, mode) = (&self.director, self.shape.mode);
+        let seats = director.run(|| seats(devices, mode));
+        self.work(&seats, |crew| {
+            seats.iter().map(|seat| redirect(crew.lanes(), seat.port, seat.device.index, mode)).collect()
+        });
+    }
+
+    /// Opens the seats, has frames brought in, and forwards them.
+    fn work(&mut self, seats: &[Seat], attach: impl FnOnce(&Crew) -> Vec<Attached> + Send) {
         let Bridge { director, notices, seen, shape, .. } = self;
         self.working = Some(director.run(|| {
-            let seats = seats(devices, shape.mode);
-            let crew = Crew::open(&seats, &vec![None; shape.workers]).unwrap();
-            let attach = |seat: &Seat| redirect(crew.lanes(), seat.port, seat.device.index, shape.mode);
-            let attached = seats.iter().map(attach).collect();
+            let crew = Crew::open(seats, &vec![None; shape.workers]).unwrap();
+            let attached = attach(&crew);
             let config = Config::new(Snapshot::empty(Arc::default()));
             let make = |_| (Forwarder { seen: seen.clone() }, Box::new(|_: &[&[u8]]| false) as _);
             (crew.start(&config, notices, make).unwrap(), attached)
@@ -92,7 +104,7 @@ fn seats(names: &[&str], mode: Mode) -> Vec<Seat> {
     let seat = |(port, name): (u16, &&str)| Seat {
         port: PortId(port),
         device: Device::open(name).unwrap(),
-        options,
+        link: Link::Xdp(options),
     };
     (0..).zip(names).map(seat).collect()
 }
@@ -108,7 +120,13 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A datagram of `len` bytes there and back, `times` times, each from a new port.
 fn udp_echo(bridge: &Bridge, len: usize, times: usize) {
-    let server = bridge.server.run(|| UdpSocket::bind((SERVER, 7)).unwrap());
+    let mut bound = None;
+    // A process that another test is just starting may hold the last one's socket a moment longer.
+    wait_for("the server's port", || {
+        bound = bridge.server.run(|| UdpSocket::bind((SERVER, 7)).ok());
+        bound.is_some()
+    });
+    let server = bound.unwrap();
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {

@@ -1,7 +1,7 @@
 //! The smallest XDP program there is for AF_XDP: every frame to the socket of its queue, or to the kernel where there is none.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use uvs_engine::PortId;
 use uvs_engine::worker::Lane;
 
@@ -20,7 +20,7 @@ pub(crate) fn redirect(lanes: &[Lane], port: PortId, ifindex: u32, mode: Mode) -
     const XSKMAP: u32 = 17;
     let map = map_create(XSKMAP, 4, 4, 64).unwrap();
     for lane in lanes.iter().filter(|lane| lane.port == port) {
-        map_update(&map, lane.queue, lane.probe.as_fd().as_raw_fd().cast_unsigned()).unwrap();
+        map_update(&map, lane.queue, lane.probe.xdp_socket().unwrap().as_raw_fd().cast_unsigned()).unwrap();
     }
     // r2 = ctx->rx_queue_index; r1 = map; r3 = XDP_PASS; call bpf_redirect_map; exit
     let instruction = |code: u8, registers: u8, offset: i16, immediate: i32| -> [u8; 8] {
