@@ -9,7 +9,6 @@ use nix::time::{ClockId, clock_gettime};
 use std::error::Error;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,7 +19,7 @@ use uvs_engine::link::Device;
 use uvs_engine::link::xdp::Options;
 use uvs_engine::nexthop::NextHops;
 use uvs_engine::steer::{Steering, WantedMode};
-use uvs_engine::worker::{Crew, Notices, Process as Judge, Seat};
+use uvs_engine::worker::{Crew, Link, Notices, Process as Judge, Seat};
 use uvs_engine::{Config, Packet, PortId, Reason, Snapshot, Verdict};
 use uvs_lab::{Plan, Process, Topology};
 
@@ -79,9 +78,12 @@ fn latency() -> Result<(), Failure> {
     let mut steering = Steering::new()?;
     steering.add_service(there.ip(), PORT, UDP)?;
     let _working = topology.director.run(|| {
-        let seat = Seat { port: PortId(0), device: Device::open("eth0")?, options: Options::default() };
+        let link = Link::Xdp(Options::default());
+        let seat = Seat { port: PortId(0), device: Device::open("eth0")?, link };
         let crew = Crew::open(std::slice::from_ref(&seat), &[None])?;
-        let sockets: Vec<_> = crew.lanes().iter().map(|lane| (lane.queue, lane.probe.as_fd())).collect();
+        let lanes = crew.lanes().iter();
+        let sockets: Vec<_> =
+            lanes.filter_map(|lane| lane.probe.xdp_socket().map(|socket| (lane.queue, socket))).collect();
         let attachment = steering.attach(seat.device.index, WantedMode::Auto, &sockets)?;
         let config = Config::new(Snapshot::empty(NextHops::new(1)));
         let watcher = |_| (Watcher { seen: seen.clone() }, Box::new(|_: &[&[u8]]| false) as _);

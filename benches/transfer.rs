@@ -1,8 +1,8 @@
 //! How fast TCP flows through a director over plain veth, offloads left on.
 //!
 //! Prints Gbit/s of payload for each direction, through one and through four connections, for the steering program in native
-//! and in generic mode, and once more with the kernel alone routing the same way (by super-frames of up to 64 KiB, which
-//! native XDP makes a veth peer cut, and which in generic mode the director cuts). The whole chain shares this machine's
+//! and in generic mode, for packet sockets, and once more with the kernel alone routing the same way (by super-frames of up
+//! to 64 KiB, which native XDP makes a veth peer cut, and which otherwise the director cuts). The whole chain shares this machine's
 //! cores: client, server, the director and every copy between them. Needs root.
 
 use nix::sys::signal::Signal;
@@ -27,18 +27,19 @@ fn main() -> Result<(), Failure> {
     cleanup::end_on_signals("interrupted; the namespaces are removed")?;
     for mtu in [1500, 9000] {
         measure("kernel-routing", mtu, None)?;
-        measure("native", mtu, Some("native"))?;
-        measure("generic", mtu, Some("generic"))?;
+        measure("native", mtu, Some(&["--xdp-mode", "native"]))?;
+        measure("generic", mtu, Some(&["--xdp-mode", "generic"]))?;
+        measure("raw", mtu, Some(&["--io", "raw"]))?;
     }
     Ok(())
 }
 
-/// One topology, with a director in this XDP mode or none.
-fn measure(name: &str, mtu: u32, mode: Option<&str>) -> Result<(), Failure> {
+/// One topology, with a director that takes frames so, or none.
+fn measure(name: &str, mtu: u32, taking: Option<&[&str]>) -> Result<(), Failure> {
     let topology = Topology::build(&Plan { mtu, servers: 1, ..Plan::default() })?;
     let server = SocketAddr::new(topology.server_address(0, V4), 80);
     let _server = Server::start(&topology.servers[0], server, "rs1")?;
-    let director = mode.map(|mode| start(&topology, server, mode)).transpose()?;
+    let director = taking.map(|taking| start(&topology, server, taking)).transpose()?;
     let target = if director.is_some() { service(&topology) } else { server };
     for connections in [1, 4] {
         for direction in ["down", "up"] {
@@ -58,10 +59,10 @@ fn service(topology: &Topology) -> SocketAddr {
 }
 
 /// A director with one unpinned worker and one service by NAT.
-fn start(topology: &Topology, server: SocketAddr, mode: &str) -> Result<Process, Failure> {
+fn start(topology: &Topology, server: SocketAddr, taking: &[&str]) -> Result<Process, Failure> {
     topology.director.net().add_address("eth0", Prefix::host(topology.vip()))?;
     let mut command = Command::new(UVS);
-    command.args(["run", "--unpinned", "--workers", "1", "--xdp-mode", mode]);
+    command.args(["run", "--unpinned", "--workers", "1"]).args(taking);
     command.args(["--interface", "eth0", "--interface", "eth1"]);
     let mut director = Process::start(&topology.director, &mut command)?;
     director.wait_for_line("ready", LIMIT)?;

@@ -53,6 +53,7 @@ fn cores(list: &str) -> Result<Cores, String> {
 enum IoWord {
     Auto,
     Xdp,
+    Raw,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -101,6 +102,7 @@ fn overrides(args: Args) -> Overrides {
         io: args.io.map(|word| match word {
             IoWord::Auto => Io::Auto,
             IoWord::Xdp => Io::Xdp,
+            IoWord::Raw => Io::Raw,
         }),
         xdp_mode: args.xdp_mode.map(|word| match word {
             ModeWord::Auto => XdpMode::Auto,

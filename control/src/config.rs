@@ -77,7 +77,7 @@ fn document(reader: &Reader<'_>, top: Section<'_, '_>) -> RunOptions {
 }
 
 fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
-    const IO: [(&str, Io); 2] = [("auto", Io::Auto), ("xdp", Io::Xdp)];
+    const IO: [(&str, Io); 3] = [("auto", Io::Auto), ("xdp", Io::Xdp), ("raw", Io::Raw)];
     const MODES: [(&str, XdpMode); 3] =
         [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
     const ON_CRASH: [(&str, OnCrash); 2] = [("guard", OnCrash::Guard), ("kernel", OnCrash::Kernel)];
@@ -480,6 +480,7 @@ pub fn render(options: &RunOptions) -> String {
     let io = match options.io {
         Io::Auto => "auto",
         Io::Xdp => "xdp",
+        Io::Raw => "raw",
     };
     let mode = match options.xdp_mode {
         XdpMode::Auto => "auto",

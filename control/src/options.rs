@@ -79,6 +79,8 @@ pub enum Io {
     Auto,
     /// AF_XDP.
     Xdp,
+    /// Packet sockets.
+    Raw,
 }
 
 /// Where the steering program runs.

@@ -12,13 +12,13 @@ struct Need {
 /// Bits from `linux/capability.h`.
 const NEEDS: &[Need] = &[
     Need { bit: 12, name: "CAP_NET_ADMIN", purpose: "attach the steering program and the guard" },
-    Need { bit: 13, name: "CAP_NET_RAW", purpose: "open AF_XDP sockets" },
+    Need { bit: 13, name: "CAP_NET_RAW", purpose: "open AF_XDP and packet sockets" },
     Need {
         bit: PERFMON,
         name: "CAP_PERFMON",
-        purpose: "let the steering program read headers of any length",
+        purpose: "let the steering program and the guard read headers of any length",
     },
-    Need { bit: BPF, name: "CAP_BPF", purpose: "load the steering program" },
+    Need { bit: BPF, name: "CAP_BPF", purpose: "load the steering program and the guard" },
 ];
 
 /// `CAP_SYS_ADMIN` includes what `CAP_BPF` and `CAP_PERFMON` were split from.

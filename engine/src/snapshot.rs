@@ -30,7 +30,8 @@ pub struct Port {
     pub up: bool,
     /// This host's addresses on it that it reports errors from: one of IPv4, one of IPv6.
     pub addresses: [Option<IpAddr>; 2],
-    /// Whether its frames may have been made of many: in generic mode, of what a sender or the kernel merged.
+    /// Whether its frames may have been made of many: in generic mode and by packet sockets, of what a
+    /// sender or the kernel merged.
     pub merged: bool,
 }
 

@@ -85,14 +85,14 @@ fn no_af_xdp() -> Outcome {
     let output = topology.director.run(|| -> Result<Output, Failed> {
         // For this thread, which ends with the closure, and what it starts.
         seccompiler::apply_filter(&without_af_xdp()?)?;
-        Ok(Command::new(UVS).args(["run", "--interface", "eth0"]).output()?)
+        Ok(Command::new(UVS).args(["run", "--io", "xdp", "--interface", "eth0"]).output()?)
     })??;
     refused(&output, &["AF_XDP", "CONFIG_XDP_SOCKETS"])?;
     check(output.status.code() == Some(2), format!("ended with {}", output.status))
 }
 
 /// `socket(AF_XDP, …)` fails as it does where the family is not built in; every other call is let through.
-fn without_af_xdp() -> Result<BpfProgram, Failed> {
+pub(crate) fn without_af_xdp() -> Result<BpfProgram, Failed> {
     let family = u64::try_from(libc::AF_XDP)?;
     let is_xdp = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family)?;
     let rules = [(libc::SYS_socket, vec![SeccompRule::new(vec![is_xdp])?])].into();
@@ -325,7 +325,7 @@ fn a_full_table() -> Outcome {
 }
 
 /// kill -9: all other traffic is the kernel's at once, no connection of ours gets a RST until the director is back.
-fn killed_under_load(world: &mut World) -> Outcome {
+pub(crate) fn killed_under_load(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     world.balance(V6, "rr", &[1, 1])?;
     let other = SocketAddr::new(world.vip(V4), 8080);

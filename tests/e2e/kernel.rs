@@ -35,7 +35,7 @@ fn balance_both(world: &World) -> Outcome {
     world.balance(V6, "rr", &[1, 1])
 }
 
-fn other_ports_and_addresses(world: &mut World) -> Outcome {
+pub(crate) fn other_ports_and_addresses(world: &mut World) -> Outcome {
     balance_both(world)?;
     for family in [V4, V6] {
         let own = world.topology.director_address(family);
@@ -52,7 +52,7 @@ fn other_ports_and_addresses(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn pings(world: &mut World) -> Outcome {
+pub(crate) fn pings(world: &mut World) -> Outcome {
     balance_both(world)?;
     for family in [V4, V6] {
         for address in [
@@ -69,7 +69,7 @@ fn pings(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn a_real_server_from_the_director(world: &mut World) -> Outcome {
+pub(crate) fn a_real_server_from_the_director(world: &mut World) -> Outcome {
     balance_both(world)?;
     [V4, V6]
         .iter()
@@ -77,7 +77,7 @@ fn a_real_server_from_the_director(world: &mut World) -> Outcome {
 }
 
 /// The replies look like those of balanced connections: from the real server's address and port.
-fn a_real_server_routed(world: &mut World) -> Outcome {
+pub(crate) fn a_real_server_routed(world: &mut World) -> Outcome {
     balance_both(world)?;
     for family in [V4, V6] {
         expect(&world.topology.client, world.server(1, family, 80), "rs2")?;
@@ -87,7 +87,7 @@ fn a_real_server_routed(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn real_servers_use_their_gateway(world: &mut World) -> Outcome {
+pub(crate) fn real_servers_use_their_gateway(world: &mut World) -> Outcome {
     balance_both(world)?;
     for family in [V4, V6] {
         let address = SocketAddr::new(world.topology.client_address(family), 80);
@@ -106,7 +106,7 @@ fn v4(address: IpAddr, port: u16) -> Result<SocketAddrV4, String> {
     }
 }
 
-fn a_reset(world: &mut World) -> Outcome {
+pub(crate) fn a_reset(world: &mut World) -> Outcome {
     balance_both(world)?;
     let from = v4(world.topology.client_address(V4), 4000)?;
     let to = v4(world.vip(V4), 80)?;
@@ -116,7 +116,7 @@ fn a_reset(world: &mut World) -> Outcome {
     check(answer.is_some_and(|segment| segment.flags & flags::RST != 0), format!("the answer was {answer:?}"))
 }
 
-fn a_fragmented_datagram(world: &mut World) -> Outcome {
+pub(crate) fn a_fragmented_datagram(world: &mut World) -> Outcome {
     balance_both(world)?;
     for family in [V4, V6] {
         let address = SocketAddr::new(world.vip(family), 5353);

@@ -12,6 +12,7 @@ mod fullnat;
 mod harness;
 mod icmp;
 mod kernel;
+mod raw;
 mod real_server;
 mod traffic;
 
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         ("traffic", traffic::TESTS),
         ("icmp", icmp::TESTS),
         ("kernel", kernel::TESTS),
+        ("raw", raw::TESTS),
         ("change", change::TESTS),
         ("faults", faults::TESTS),
         ("fullnat", fullnat::TESTS),

@@ -57,7 +57,7 @@ pub(crate) fn expect_shares(report: &Report, expected: &[(&str, usize)]) -> Outc
     check(shares(report) == expected, format!("shares are {:?}, not {expected:?}", shares(report)))
 }
 
-fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
+pub(crate) fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
     for family in [V4, V6] {
         world.balance(family, "rr", &[1, 1])?;
         let report = run(world, &load(world.service(family), 200, keep_alive))?;
@@ -92,7 +92,7 @@ fn generic_mode(world: &mut World) -> Outcome {
     check(lost.map(|drop| drop.count).sum::<u64>() == 0, format!("super-frames were dropped: {drops:?}"))
 }
 
-fn a_thousand_at_once(world: &mut World) -> Outcome {
+pub(crate) fn a_thousand_at_once(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     let load = Load { clients: 1000, together: true, limit: LIMIT * 3, ..Load::new(world.service(V4), 1000) };
     expect_shares(&run(world, &load)?, &[("rs1", 500), ("rs2", 500)])
@@ -129,7 +129,7 @@ fn open_connections(world: &mut World, scheduler: &str, weights: [u32; 2], expec
 }
 
 /// Makes the service, and the same length goes down and up through one connection.
-fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
+pub(crate) fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
     world.balance(family, "rr", &[1, 1])?;
     transfer_on(world, family, length)
 }
@@ -143,7 +143,7 @@ pub(crate) fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome
     check(up.body == format!("{expected}\n").as_bytes(), "what went up is not what was sent")
 }
 
-fn jumbo_frames(world: &mut World) -> Outcome {
+pub(crate) fn jumbo_frames(world: &mut World) -> Outcome {
     transfer(world, V4, 50_000_000)?;
     transfer(world, V6, 20_000_000)?;
     let service = SocketAddr::new(world.vip(V4), 53);
@@ -179,7 +179,7 @@ fn real_servers_on_another_port(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn datagrams(world: &mut World) -> Outcome {
+pub(crate) fn datagrams(world: &mut World) -> Outcome {
     for family in [V4, V6] {
         let service = SocketAddr::new(world.vip(family), 53);
         world.ipvsadm(&format!("-A -u {service} -s rr"))?;
@@ -209,7 +209,7 @@ fn datagrams(world: &mut World) -> Outcome {
 }
 
 /// Datagrams of many fragments there and back again, translated.
-fn fragmented_datagrams(world: &mut World) -> Outcome {
+pub(crate) fn fragmented_datagrams(world: &mut World) -> Outcome {
     for family in [V4, V6] {
         let service = SocketAddr::new(world.vip(family), 53);
         world.ipvsadm(&format!("-A -u {service} -s rr"))?;
@@ -243,7 +243,7 @@ fn ask_at_length(world: &World, service: SocketAddr) -> Outcome {
     check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))
 }
 
-fn fragments_by_direct_routing(world: &mut World) -> Outcome {
+pub(crate) fn fragments_by_direct_routing(world: &mut World) -> Outcome {
     let service = SocketAddr::new(world.vip(V4), 53);
     take_the_virtual_address(world)?;
     let _echo = udp::Echo::start(&world.topology.servers[0], service, "rs1")?;
@@ -264,7 +264,7 @@ fn take_the_virtual_address(world: &World) -> Outcome {
     Ok(())
 }
 
-fn direct_routing(world: &mut World) -> Outcome {
+pub(crate) fn direct_routing(world: &mut World) -> Outcome {
     take_the_virtual_address(world)?;
     let service = world.service(V4);
     let _on_the_vip: Vec<Server> = (world.topology.servers.iter().enumerate())

@@ -65,7 +65,7 @@ pub struct DeviceStatus {
     pub mtu: u32,
     /// Whether it is there and up.
     pub up: bool,
-    /// Where the steering program runs: `native` or `generic`.
+    /// Where the steering program runs: `native` or `generic`; `raw` for packet sockets, which need none.
     pub mode: String,
     /// How frames reach the rings: `zero-copy` or `copy`.
     pub copy: String,

@@ -1,15 +1,13 @@
 //! Which devices a director takes frames from, and which worker runs where.
 
 use super::StartError;
-use crate::options::{Interfaces, Workers, XdpMode};
+use crate::options::{Interfaces, Workers};
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
-use uvs_engine::PortId;
 use uvs_engine::link::Device;
-use uvs_engine::link::xdp::Options;
 use uvs_engine::snapshot::Port;
 use uvs_engine::steer::way_back::DEVICE_PREFIX;
-use uvs_engine::worker::{MAX_WORKERS, Seat};
+use uvs_engine::worker::MAX_WORKERS;
 
 /// The devices of this network namespace that a director could be given.
 ///
@@ -57,19 +55,6 @@ pub(super) fn ports(devices: &[Device]) -> Vec<Port> {
             up: device.up,
             addresses: [None; 2],
             merged: false,
-        })
-        .collect()
-}
-
-/// The devices as the workers open them.
-pub(super) fn seats(devices: &[Device], mode: XdpMode) -> Vec<Seat> {
-    devices
-        .iter()
-        .zip(0_u16..)
-        .map(|(device, port)| Seat {
-            port: PortId(port),
-            device: device.clone(),
-            options: Options { zero_copy: mode != XdpMode::Generic, ..Options::default() },
         })
         .collect()
 }

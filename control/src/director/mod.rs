@@ -1,11 +1,13 @@
 //! The director: everything assembled, in the order in which no frame falls between two chairs.
 //!
-//! Start: tables, devices, workers (no frame reaches them yet), services, the guard, and the steering program last. Stop: the
-//! steering program first (every frame is the kernel's), then the guard, the workers and the rest. After a fault the guard
+//! Start: tables, devices with their steering programs (which take nothing yet), workers, services, the guard, and packet
+//! sockets last, whose frames the kernel would handle without it. Stop: the steering program first (every frame is the
+//! kernel's), then the guard, the workers and the rest. After a fault the guard
 //! stays for its time, as when the process is killed.
 
 pub mod devices;
 mod kernel;
+mod ladder;
 mod load;
 mod locals;
 mod plane;
@@ -16,18 +18,18 @@ mod watch;
 
 use crate::api::{Refusal, Request, Response};
 use crate::netlink::{Client, NetlinkError};
-use crate::options::{OnCrash, RunOptions, XdpMode};
+use crate::options::{OnCrash, RunOptions};
 use crate::privilege;
 use crate::registry::{Apply, Registry};
 use crate::socket::{Server, SocketError};
 use crate::vips::{AnnounceError, Announcer, Vips};
 use kernel::Kernel;
+use ladder::Climbed;
 use load::Load;
 use nix::time::{ClockId, clock_gettime};
 use plane::Plane;
 use report::Report;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,10 +41,13 @@ use uvs_engine::pipeline::{Commons, Pipeline};
 use uvs_engine::service::Destinations;
 use uvs_engine::snapshot::Snapshot;
 use uvs_engine::steer::way_back::Injected;
-use uvs_engine::steer::{Attachment, Guard, Guarded, Mode, SteerError, Steering, WantedMode, WayBack};
-use uvs_engine::worker::{Crew, Lane, Notices};
+use uvs_engine::steer::{Guard, Guarded, SteerError, Steering, WayBack};
+use uvs_engine::worker::Notices;
 use uvs_engine::{Config, link};
 use watch::{End, Watch};
+
+/// How long the guard behind packet sockets stands without being renewed, at least. It is renewed every two seconds.
+const LEAST_BEHIND_COPIES: Duration = Duration::from_secs(10);
 
 /// Next hops that may be known at a time.
 const NEXT_HOPS: u16 = u16::MAX;
@@ -144,10 +149,9 @@ fn begin(options: &RunOptions) -> Result<(Director, UnixStream), StartError> {
     let chosen = devices::choose(&options.interfaces)?;
     let signals = watch::signals()?;
     let director = Director::start(options, &chosen)?;
-    director.guard(options, &chosen);
-    if let Err(error) = director.steer(options.xdp_mode, &chosen) {
+    if let Err(error) = director.guard(options, &chosen) {
         director.stop(false);
-        return Err(error);
+        return Err(error.into());
     }
     // Whoever does not read it does not wait for it.
     let _unread = writeln!(io::stdout(), "ready");
@@ -168,7 +172,7 @@ struct Director {
 }
 
 impl Director {
-    /// Assembles everything but what brings frames in.
+    /// Assembles everything but the guard.
     fn start(options: &RunOptions, chosen: &[Device]) -> Result<Self, StartError> {
         let table = SharedTable::create(Limits {
             connections4: options.limits.connections_ipv4,
@@ -192,7 +196,13 @@ impl Director {
         kernel.survey()?;
 
         let cores = devices::cores(&options.workers, chosen)?;
-        let crew = Crew::open(&devices::seats(chosen, options.xdp_mode), &cores)?;
+        let steering = Steering::new()?;
+        let Climbed { crew, attachments } = ladder::climb(options, chosen, &cores, &steering)?;
+        config.publish(|snapshot| {
+            let mut ports = snapshot.ports.to_vec();
+            ports.iter_mut().for_each(|port| port.merged = ladder::merges(&attachments, port.ifindex));
+            snapshot.ports = ports.into();
+        });
         let way_back = Arc::new(WayBack::open()?);
         let mut handles = (0..cores.len()).map(|_| table.handle()).collect::<Result<Vec<_>, _>>()?;
         let mut handle = table.handle()?;
@@ -213,10 +223,9 @@ impl Director {
         })?;
         let running = Arc::new(running);
 
-        let steering = Steering::new()?;
         let report = Report {
             running: running.clone(),
-            attachments: Vec::new(),
+            attachments,
             handle,
             since: Instant::now(),
             drops,
@@ -235,44 +244,28 @@ impl Director {
     }
 
     /// Puts the guard up, unless the kernel is to have everything when this process dies. A kernel that cannot have one
-    /// does not keep the director from starting.
-    fn guard(&self, options: &RunOptions, chosen: &[Device]) {
-        if options.on_crash == OnCrash::Kernel {
-            return;
-        }
+    /// does not keep the director from starting, unless it takes frames by packet sockets: these begin only behind the
+    /// guard, which lets them have their frames alone.
+    fn guard(&self, options: &RunOptions, chosen: &[Device]) -> Result<(), SteerError> {
         let mut registry = lock(&self.watch.registry);
         let plane = registry.plane_mut();
-        match put_up(&plane.steering, options.guard_timeout.0, chosen) {
-            Ok(guard) => plane.guard = Some((guard, options.guard_timeout.0)),
+        let copies = plane.report.takes_copies();
+        if options.on_crash == OnCrash::Kernel && !copies {
+            return Ok(());
+        }
+        let (guarded, timeout) = match options.on_crash {
+            OnCrash::Kernel => (Guarded::AllTaken, LEAST_BEHIND_COPIES),
+            OnCrash::Guard if copies => (Guarded::AllTaken, options.guard_timeout.0.max(LEAST_BEHIND_COPIES)),
+            OnCrash::Guard => (Guarded::Certain, options.guard_timeout.0),
+        };
+        match put_up(&plane.steering, timeout, guarded, chosen) {
+            Ok(guard) => plane.guard = Some((guard, timeout)),
+            Err(error) if copies => return Err(error),
             Err(error) => tracing::warn!(
                 "no guard: should this process die, the kernel will reset the connections of its services ({error})"
             ),
         }
-    }
-
-    /// Brings the frames in.
-    fn steer(&self, mode: XdpMode, chosen: &[Device]) -> Result<(), StartError> {
-        let wanted = match mode {
-            XdpMode::Auto => WantedMode::Auto,
-            XdpMode::Native => WantedMode::Only(Mode::Native),
-            XdpMode::Generic => WantedMode::Only(Mode::Generic),
-        };
-        let mut registry = lock(&self.watch.registry);
-        let plane = registry.plane_mut();
-        for (device, port) in chosen.iter().zip(0_u16..) {
-            let lanes = self.watch.running.lanes().iter().filter(|lane| lane.port.0 == port);
-            let sockets: Vec<_> = lanes.clone().map(|lane| (lane.queue, lane.probe.as_fd())).collect();
-            let attachment = plane.steering.attach(device.index, wanted, &sockets)?;
-            say_what_was_got(device, &attachment, lanes);
-            plane.report.attachments.push(attachment);
-        }
-        let generic: Vec<bool> =
-            plane.report.attachments.iter().map(|attachment| attachment.mode() == Mode::Generic).collect();
-        self.watch.config.publish(|snapshot| {
-            let mut ports = snapshot.ports.to_vec();
-            ports.iter_mut().zip(generic).for_each(|(port, generic)| port.merged = generic);
-            snapshot.ports = ports.into();
-        });
+        plane.steering.reveal();
         Ok(())
     }
 
@@ -307,8 +300,13 @@ fn open_vips() -> Result<Vips, StartError> {
     Ok(Vips::new(Client::open()?, Announcer::open()?, None))
 }
 
-fn put_up(steering: &Steering, timeout: Duration, devices: &[Device]) -> Result<Guard, SteerError> {
-    let mut guard = Guard::new(steering, timeout, Guarded::Certain)?;
+fn put_up(
+    steering: &Steering,
+    timeout: Duration,
+    guarded: Guarded,
+    devices: &[Device],
+) -> Result<Guard, SteerError> {
+    let mut guard = Guard::new(steering, timeout, guarded)?;
     for device in devices {
         if let Err(error) = guard.install(device.index) {
             guard.remove()?;
@@ -342,25 +340,4 @@ fn configure(registry: &SharedRegistry, options: &RunOptions) -> Result<(), Star
 fn serve(registry: &SharedRegistry, options: &RunOptions) -> Result<Server, StartError> {
     let registry = registry.clone();
     Ok(Server::start(&options.socket, Arc::new(move |request| lock(&registry).handle(request)))?)
-}
-
-fn say_what_was_got<'a>(device: &Device, attachment: &Attachment, lanes: impl Iterator<Item = &'a Lane>) {
-    let (mut queues, mut zero_copy, mut multi_buffer) = (0, true, true);
-    for lane in lanes {
-        queues += 1;
-        zero_copy &= lane.zero_copy;
-        multi_buffer &= lane.multi_buffer;
-    }
-    tracing::info!(
-        "{}: {} mode, {}, {queues} queue{}, MTU {}{}",
-        device.name,
-        attachment.mode(),
-        if zero_copy { "zero-copy" } else { "copy" },
-        if queues == 1 { "" } else { "s" },
-        device.mtu,
-        if multi_buffer { ", multi-buffer" } else { "" },
-    );
-    if let Some(reason) = attachment.refused() {
-        tracing::info!("{}: not native mode, because {reason}", device.name);
-    }
 }

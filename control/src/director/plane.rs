@@ -412,6 +412,13 @@ impl Apply for Plane {
     }
 
     fn answer(&mut self, request: Request) -> Response {
+        if request == Request::GuardOff && self.report.takes_copies() {
+            return Response::Refused(Refusal::Failed(
+                "this director takes frames by packet sockets, and without its guard the kernel would answer them too: \
+                 stop it first"
+                    .into(),
+            ));
+        }
         if request == Request::GuardOff {
             return self.take_guard_down().map_err(|error| failed(&error)).into();
         }

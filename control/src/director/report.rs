@@ -32,6 +32,11 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// Whether frames are taken by packet sockets, which get copies of them.
+    pub(super) fn takes_copies(&self) -> bool {
+        self.running.lanes().iter().any(|lane| lane.probe.xdp_socket().is_none())
+    }
+
     /// Answers what is no matter of services and servers.
     pub(super) fn answer(
         &mut self,
@@ -128,8 +133,10 @@ impl Report {
                     mac: written(port.mac),
                     mtu: port.mtu,
                     up: port.up,
-                    mode: attachment
-                        .map_or_else(|| "none".into(), |attachment| attachment.mode().to_string()),
+                    mode: match attachment {
+                        Some(attachment) => attachment.mode().to_string(),
+                        None => "raw".to_owned(),
+                    },
                     copy: if lanes.iter().all(|lane| lane.zero_copy) { "zero-copy" } else { "copy" }
                         .to_owned(),
                     queues: lanes

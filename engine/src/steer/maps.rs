@@ -7,7 +7,7 @@
 use super::bpf::{Map, MapKind};
 use super::error::SteerError;
 use super::key::Key;
-use super::view::View;
+use super::view::{Known, View};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::RangeInclusive;
@@ -56,7 +56,10 @@ pub(super) struct Sets {
     slots: Map<u32, u32>,
     sets: [Contents; Set::COUNT],
     host_ports: Map<u32, u64>,
+    /// What user space is to see of them, and whether it sees it yet.
+    known: Known,
     view: View,
+    revealed: bool,
 }
 
 /// What a program names: the array of the sets, and the ports of the host's own sockets.
@@ -84,7 +87,8 @@ impl Sets {
             put(&slots, slot, &contents.map)?;
         }
         let host_ports = Map::create(MapKind::Array, WORDS, "uvs_host_ports", None)?;
-        Ok(Sets { slots, sets, host_ports, view: View::new() })
+        let known = Known::default();
+        Ok(Sets { slots, sets, host_ports, view: View::of(known.clone()), known, revealed: false })
     }
 
     /// What the programs name.
@@ -95,6 +99,19 @@ impl Sets {
     /// The sets as user space sees them.
     pub(super) fn view(&self) -> &View {
         &self.view
+    }
+
+    /// From now on user space sees what the sets hold; nothing before.
+    pub(super) fn reveal(&mut self) {
+        self.revealed = true;
+        self.view.show(&self.known);
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known);
+        if self.revealed {
+            self.view.show(&self.known);
+        }
     }
 
     /// How many keys a set has.
@@ -118,7 +135,7 @@ impl Sets {
                 let doing = || format!("add a key to the map {}", contents.name);
                 contents.map.insert(&key, &1).map_err(|source| SteerError::os(doing(), source))?;
                 vacant.insert(1);
-                self.view.change(|known| known.sets[set as usize].insert_mut(key));
+                self.change(|known| known.sets[set as usize].insert_mut(key));
             }
         }
         Ok(())
@@ -126,18 +143,18 @@ impl Sets {
 
     /// Gives a claim back; the last one takes the key out of the kernel's map. Says whether there was a claim.
     pub(super) fn release(&mut self, set: Set, key: Key) -> Result<bool, SteerError> {
-        let contents = &mut self.sets[set as usize];
-        let Entry::Occupied(mut claims) = contents.claims.entry(key) else { return Ok(false) };
-        if *claims.get() > 1 {
-            *claims.get_mut() -= 1;
+        let Some(claims) = self.sets[set as usize].claims.get_mut(&key) else { return Ok(false) };
+        if *claims > 1 {
+            *claims -= 1;
             return Ok(true);
         }
-        self.view.change(|known| {
+        self.change(|known| {
             known.sets[set as usize].remove_mut(&key);
         });
+        let contents = &mut self.sets[set as usize];
         let doing = || format!("remove a key from the map {}", contents.name);
         contents.map.remove(&key).map_err(|source| SteerError::os(doing(), source))?;
-        claims.remove();
+        contents.claims.remove(&key);
         Ok(true)
     }
 
@@ -151,7 +168,7 @@ impl Sets {
         self.host_ports
             .insert_all(&indices, &words)
             .map_err(|source| SteerError::os("say which ports are this host's", source))?;
-        self.view.change(|known| known.host_ports = Arc::new(words));
+        self.change(|known| known.host_ports = Arc::new(words));
         Ok(())
     }
 

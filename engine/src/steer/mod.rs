@@ -150,9 +150,15 @@ impl Steering {
         Attachment::new(self.sets.descriptors(), ifindex, mode, sockets)
     }
 
-    /// The same for links that get every frame and have to leave alone what is not ours.
+    /// The same for links that get every frame and have to leave alone what is not ours. Empty until
+    /// [`Steering::reveal`].
     pub fn view(&self) -> View {
         self.sets.view().clone()
+    }
+
+    /// Lets views see what is ours, now and later: when a guard stands that keeps the kernel from handling it too.
+    pub fn reveal(&mut self) {
+        self.sets.reveal();
     }
 
     /// The XDP program without a device, to ask it what it would do with a frame.

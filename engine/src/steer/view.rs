@@ -36,11 +36,8 @@ pub struct Known {
 }
 
 impl View {
-    /// Of empty sets.
-    pub(super) fn new() -> Self {
-        let empty = || HashTrieSetSync::new_with_hasher_with_ptr_kind(FixedState::default());
-        let sets = std::array::from_fn(|_| empty());
-        View(Arc::new(ArcSwap::from_pointee(Known { sets, host_ports: Arc::new([0; WORDS as usize]) })))
+    pub(super) fn of(known: Known) -> Self {
+        View(Arc::new(ArcSwap::from_pointee(known)))
     }
 
     /// The sets as they are now: to be let go of with the frames at hand.
@@ -49,11 +46,17 @@ impl View {
         self.0.load()
     }
 
-    /// Changes the sets; whoever looks from now on sees it.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Known)) {
-        let mut known = Known::clone(&self.0.load());
-        change(&mut known);
-        self.0.store(Arc::new(known));
+    /// Whoever looks from now on sees these.
+    pub(super) fn show(&self, known: &Known) {
+        self.0.store(Arc::new(known.clone()));
+    }
+}
+
+impl Default for Known {
+    /// Empty sets.
+    fn default() -> Self {
+        let empty = |_| HashTrieSetSync::new_with_hasher_with_ptr_kind(FixedState::default());
+        Known { sets: std::array::from_fn(empty), host_ports: Arc::new([0; WORDS as usize]) }
     }
 }
 

@@ -19,9 +19,6 @@ use std::time::Duration;
 /// Frames of a worker's region that no queue claims: those it holds, those it laid out for others, those in its hands.
 const SPARE_FRAMES: u32 = 2048;
 
-/// The longest IP packet there is.
-const SUPER_FRAME: u32 = 65_535;
-
 /// A device to take frames from.
 #[derive(Clone, Debug)]
 pub struct Seat {
@@ -56,14 +53,6 @@ impl Seat {
         match &self.link {
             Link::Xdp(options) => options.frames(),
             Link::Raw(options) => options.frames(),
-        }
-    }
-
-    /// The MTU to choose chunks by: packet sockets bring super-frames.
-    fn mtu(&self) -> u32 {
-        match self.link {
-            Link::Xdp(_) => self.device.mtu,
-            Link::Raw(_) => self.device.mtu.max(SUPER_FRAME),
         }
     }
 }
@@ -111,7 +100,7 @@ impl Crew {
     /// When there are no workers or more than 64.
     pub fn open(seats: &[Seat], cores: &[Option<usize>]) -> Result<Self, Error> {
         assert!((1..=handoff::MAX_WORKERS).contains(&cores.len()), "a director has 1 to 64 workers");
-        let mtu = seats.iter().map(Seat::mtu).max().unwrap_or(0);
+        let mtu = seats.iter().map(|seat| seat.device.mtu).max().unwrap_or(0);
         let ports = seats.iter().map(|seat| usize::from(seat.port.0) + 1).max().unwrap_or(0);
         let (mut lanes, mut owners) = (vec![], vec![vec![]; ports]);
         let mut groups = vec![None; seats.len()];

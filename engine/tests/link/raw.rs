@@ -33,6 +33,7 @@ fn start(bridge: &mut Bridge, devices: &[&str]) {
         steering.add_service(SERVER.parse().unwrap(), port, protocol).unwrap();
         steering.add_reply(SERVER.parse().unwrap(), port, protocol).unwrap();
     }
+    steering.reveal();
     let seat = |(port, name): (u16, &&str)| Seat {
         port: PortId(port),
         device: Device::open(name).unwrap(),
@@ -67,6 +68,7 @@ fn a_vlan_tag_is_kept() {
     let bridge = bridge(PLAIN, &["d0", "d1"]);
     let mut steering = Steering::new().unwrap();
     steering.add_service(SERVER.parse().unwrap(), 7, UDP).unwrap();
+    steering.reveal();
     let options = raw::Options::new(steering.view());
     let mut pool = Pool::new(1024, 2048).unwrap();
     let end = |namespace: &super::Namespace, name: &str| {

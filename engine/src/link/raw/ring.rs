@@ -62,10 +62,16 @@ impl Ring {
         Ok(Ring { mapping: Mapping::new(fd, slots * slot)?, slot, slots, next: 0 })
     }
 
+    /// Where the next slot begins.
+    fn slot(&self) -> *mut u8 {
+        // SAFETY: `next` is below `slots`, so this lies within the mapping.
+        unsafe { self.mapping.base.as_ptr().add(self.next * self.slot) }
+    }
+
     fn status(&self) -> &AtomicU32 {
-        // SAFETY: the slot lies within the mapping (`next` is below `slots`), slots are aligned to 16 bytes at least, and the
-        // kernel, too, reads and writes this word as a whole.
-        unsafe { AtomicU32::from_ptr(self.mapping.base.as_ptr().add(self.next * self.slot).cast()) }
+        // SAFETY: slots are aligned to 16 bytes at least, live as long as the mapping, and the kernel, too, reads and writes this
+        // word as a whole.
+        unsafe { AtomicU32::from_ptr(self.slot().cast()) }
     }
 
     /// The next frame, if there is one.
@@ -76,9 +82,7 @@ impl Ring {
         }
         // SAFETY: the slot lies within the mapping; its status says that the kernel has finished writing it, and it does not
         // write it again before `release`, which takes the ring mutably and so ends the life of this slice.
-        let slot = unsafe {
-            std::slice::from_raw_parts(self.mapping.base.as_ptr().add(self.next * self.slot), self.slot)
-        };
+        let slot = unsafe { std::slice::from_raw_parts(self.slot(), self.slot) };
         Some(arrival(slot, status))
     }
 

@@ -30,7 +30,7 @@ pub struct Options {
     pub view: View,
     /// Bytes of the receive ring: frames that may arrive while the worker does not look. A power of two of a MiB or more.
     pub receive_bytes: u32,
-    /// Frames that may wait to be sent.
+    /// Parts of frames that may wait to be sent.
     pub transmit_slots: u32,
 }
 
@@ -54,8 +54,8 @@ pub struct Socket {
     view: View,
     region: Arc<Region>,
     port: PortId,
-    /// Frames to send, in order.
-    waiting: VecDeque<Parts>,
+    /// Parts of frames to send, in order.
+    waiting: VecDeque<Part>,
     transmit_slots: usize,
     counts: Arc<Counts>,
     fd: OwnedFd,
@@ -225,20 +225,17 @@ impl Queue for Socket {
     }
 
     fn transmit(&mut self, frame: &mut Parts) -> Result<(), Reason> {
-        if self.waiting.len() >= self.transmit_slots {
+        if self.waiting.len() + frame.len() > self.transmit_slots {
             return Err(Reason::TxFull);
         }
-        self.waiting.push_back(frame.take());
+        self.waiting.extend(frame.drain(..));
         Ok(())
     }
 
     fn tend(&mut self, pool: &mut Pool) -> Result<Sending, Gone> {
         let before = self.waiting.len();
         while !self.waiting.is_empty() {
-            let region = &self.region;
-            let mut frames: ArrayVec<Slices, BATCH> = (self.waiting.iter().take(BATCH))
-                .map(|frame| sys::slices(frame.iter().map(|part| part.bytes(region))))
-                .collect();
+            let mut frames = next_frames(&self.waiting, &self.region);
             let done = match send(&self.fd, &mut frames) {
                 Ok(sent) => sent,
                 Err(error) => match error.raw_os_error() {
@@ -251,8 +248,13 @@ impl Queue for Socket {
                     _ => break,
                 },
             };
-            for mut frame in self.waiting.drain(..done.min(self.waiting.len())) {
-                pool.give_all(&mut frame);
+            for _ in 0..done {
+                while let Some(part) = self.waiting.pop_front() {
+                    pool.give(part.frame);
+                    if !part.more {
+                        break;
+                    }
+                }
             }
         }
         Ok(match self.waiting.len() {
@@ -274,6 +276,22 @@ impl Queue for Socket {
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The first frames of those that wait, as slices to send.
+fn next_frames(waiting: &VecDeque<Part>, region: &Region) -> ArrayVec<Slices, BATCH> {
+    let mut frames = ArrayVec::new();
+    let mut slices = sys::slices();
+    for part in waiting {
+        sys::append(&mut slices, part.bytes(region));
+        if !part.more {
+            frames.push(std::mem::replace(&mut slices, sys::slices()));
+            if frames.is_full() {
+                break;
+            }
+        }
+    }
+    frames
 }
 
 #[allow(unsafe_code)] // the slices lead to frames that wait

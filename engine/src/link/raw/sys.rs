@@ -159,16 +159,22 @@ pub(super) type Slices = arrayvec::ArrayVec<libc::iovec, { crate::link::MAX_PART
 /// The offload header of a frame that needs nothing done.
 static PLAIN: [u8; VNET_HEADER] = [0; VNET_HEADER];
 
-/// The slices of a frame of these parts.
-pub(super) fn slices<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Slices {
-    let of = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    std::iter::once(of(&PLAIN)).chain(parts.map(of)).collect()
+/// The slices of a frame that has no parts yet.
+pub(super) fn slices() -> Slices {
+    let mut slices = Slices::new();
+    append(&mut slices, &PLAIN);
+    slices
+}
+
+/// Appends a part of the frame.
+pub(super) fn append(slices: &mut Slices, bytes: &[u8]) {
+    slices.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
 }
 
 /// Sends frames, in order. Returns how many the kernel took, which is at least one.
 ///
 /// # Safety
-/// The slices were made by [`slices`] from bytes that live and do not change until this returns.
+/// The slices were made by [`append`] from bytes that live and do not change until this returns.
 pub(super) unsafe fn send(fd: &OwnedFd, frames: &mut [Slices]) -> io::Result<usize> {
     let mut messages: arrayvec::ArrayVec<libc::mmsghdr, { crate::batch::BATCH }> = frames
         .iter_mut()
