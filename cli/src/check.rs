@@ -1,6 +1,6 @@
 //! `uvs check`: everything that is wrong with a configuration file.
 
-use crate::{CANNOT_BEGIN, say};
+use crate::{CANNOT_BEGIN, log, say};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use uvs_control::config;
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(faults) => {
-            eprint!("{faults}");
+            log::say(&faults.to_string());
             ExitCode::from(CANNOT_BEGIN)
         }
     }

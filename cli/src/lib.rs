@@ -7,6 +7,7 @@ mod check;
 pub mod demo;
 mod guard;
 pub mod ipvsadm;
+mod log;
 mod real_server;
 mod run;
 mod status;

@@ -1,10 +1,9 @@
 //! `uvs run`: a director in the foreground.
 
-use crate::CANNOT_BEGIN;
+use crate::{CANNOT_BEGIN, log};
 use clap::ValueEnum;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::filter::LevelFilter;
 use uvs_control::config;
 use uvs_control::director::{self, RunError, devices};
 use uvs_control::options::{self, Io, Overrides, RunOptions, XdpMode};
@@ -65,17 +64,12 @@ enum ModeWord {
 
 /// Runs a director until it is asked to end.
 pub(crate) fn run(args: Args) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_max_level(LevelFilter::INFO)
-        .with_target(false)
-        .init();
+    log::init();
     let configured = match args.config.as_deref().map(config::load) {
         None => RunOptions::default(),
         Some(Ok(options)) => options,
         Some(Err(faults)) => {
-            eprint!("{faults}");
+            log::say(&faults.to_string());
             return ExitCode::from(CANNOT_BEGIN);
         }
     };
@@ -87,7 +81,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match director::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("uvs: {error}");
+            log::say(&format!("uvs: {error}\n"));
             match error {
                 RunError::Start(_) => ExitCode::from(CANNOT_BEGIN),
                 RunError::WorkerDied | RunError::DevicesGone => ExitCode::FAILURE,
