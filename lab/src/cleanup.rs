@@ -7,10 +7,11 @@ use crate::namespace::DIRECTORY;
 use crate::{Error, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,10 +31,11 @@ pub(crate) fn living() -> MutexGuard<'static, Living> {
     LIVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on SIGINT and SIGTERM end this process with status 128 + signal, after its children were killed, its namespaces
+/// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end this process with status 128 + signal, after its children were killed, its namespaces
 /// removed and `farewell` said on stderr.
 pub fn end_on_signals(farewell: &'static str) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::when("catch SIGINT and SIGTERM"))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP])
+        .map_err(Error::when("catch the signals that end it"))?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -45,7 +47,8 @@ pub fn end_on_signals(farewell: &'static str) -> Result<()> {
                 for namespace in &everything.namespaces {
                     remove(namespace);
                 }
-                eprintln!("{farewell}");
+                // The terminal may be what is gone.
+                let _nobody_listens = writeln!(std::io::stderr(), "{farewell}");
                 std::process::exit(128 + signal);
             }
         })

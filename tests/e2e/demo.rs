@@ -14,6 +14,8 @@ pub(crate) const TESTS: Tests = &[
     ("it_says_what_it_needs", it_says_what_it_needs),
     ("it_cleans_up_when_interrupted", || it_cleans_up_after(Signal::SIGINT)),
     ("it_cleans_up_when_terminated", || it_cleans_up_after(Signal::SIGTERM)),
+    ("it_cleans_up_when_told_to_quit", || it_cleans_up_after(Signal::SIGQUIT)),
+    ("it_cleans_up_when_its_terminal_is_closed", || it_cleans_up_after(Signal::SIGHUP)),
 ];
 
 /// How long the demo may take.

@@ -70,6 +70,11 @@ impl Director {
         Ok(self.process.kill().map(drop)?)
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Outcome {
+        Ok(self.process.signal(signal)?)
+    }
+
     /// Ends it as an init system does, and returns its exit code.
     pub(crate) fn terminate(&mut self) -> Result<Option<i32>, Failed> {
         self.process.signal(Signal::SIGTERM)?;

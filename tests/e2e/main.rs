@@ -6,6 +6,7 @@
 mod change;
 mod demo;
 mod director;
+mod endings;
 mod faults;
 mod fullnat;
 #[path = "../../lab/tests/harness/mod.rs"]
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("fullnat", fullnat::TESTS),
         ("real_server", real_server::TESTS),
+        ("endings", endings::TESTS),
         ("demo", demo::TESTS),
     ])
 }

@@ -123,7 +123,7 @@ pub enum StartError {
     Configuration(Refusal),
 }
 
-/// Runs a director until SIGTERM or SIGINT. Prints `ready` on standard output when frames flow.
+/// Runs a director until SIGTERM, SIGINT, SIGQUIT or SIGHUP. Prints `ready` on standard output when frames flow.
 ///
 /// # Errors
 /// When it cannot start, or has nothing left to work with. What was put into the kernel is taken away again, but for the
