@@ -67,17 +67,26 @@ impl Client {
         self.connect().map(drop)
     }
 
+    /// Whether a director answers the caller within `patience`, be it with a refusal.
+    pub(crate) fn is_answered(&self, patience: Duration) -> bool {
+        self.ask_within(&Request::Timeouts, patience).is_ok()
+    }
+
     /// Asks for one thing.
     ///
     /// # Errors
     /// No answer came. A refusal is an answer.
     pub fn ask(&self, request: &Request) -> Result<Response, ClientError> {
+        self.ask_within(request, PATIENCE)
+    }
+
+    fn ask_within(&self, request: &Request, patience: Duration) -> Result<Response, ClientError> {
         let broken = |error| ClientError::Broken { place: self.place.clone(), error };
         let mut stream = self.connect()?;
         let body = serde_json::to_vec(&Spoken { version: VERSION, request })
             .map_err(|error| broken(error.into()))?;
-        frame::send(&mut stream, &body, PATIENCE).map_err(broken)?;
-        match frame::receive(&mut stream, frame::RESPONSE_LIMIT, PATIENCE).map_err(broken)? {
+        frame::send(&mut stream, &body, patience).map_err(broken)?;
+        match frame::receive(&mut stream, frame::RESPONSE_LIMIT, patience).map_err(broken)? {
             Received::Message(body) => serde_json::from_slice(&body).map_err(|error| broken(error.into())),
             Received::End => Err(broken(io::ErrorKind::UnexpectedEof.into())),
             Received::TooLong(_) => Err(broken(io::ErrorKind::InvalidData.into())),

@@ -5,12 +5,14 @@
 //! incoherent loses its connection and nobody else notices.
 
 use crate::api::{Refusal, Request, Response, VERSION};
+use crate::client::Client;
 use crate::frame::{self, Received};
 use crate::options::SocketPlace;
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -19,7 +21,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whoever answers requests.
 pub trait Director: Send + Sync + 'static {
@@ -39,8 +41,14 @@ const ABSTRACT_NAME: &[u8] = b"uvs/control";
 /// A peer has this long to say a whole request, and to take in the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Peers that are served at once. More wait until one is done: [`PATIENCE`] bounds what one may take for a request, not how
-/// many it makes.
+/// When others wait, a peer has this long to say a request.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// A director that was killed may take this long to be gone.
+const DYING: Duration = Duration::from_secs(3);
+
+/// Peers that are served at once. More wait until one is done, or has said nothing for [`GRACE`]: [`PATIENCE`] bounds what one
+/// may take for a request, not how many it makes.
 const PEERS: usize = 128;
 
 /// Why there is no control socket.
@@ -103,6 +111,24 @@ impl Drop for Server {
             let _ = accepting.join();
         }
     }
+}
+
+/// Waits until nobody listens at `place`: the kernel closes the socket of a director that was killed only when it has taken
+/// apart what the director had.
+///
+/// # Errors
+/// A director answers there, or one that does not answer stays.
+pub fn await_vacancy(place: &SocketPlace) -> Result<(), SocketError> {
+    let end = Instant::now() + DYING;
+    let client = Client::new(place.clone());
+    while client.reach().is_ok() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || client.is_answered(left) {
+            return Err(SocketError::Taken(place.clone()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Connects to the socket at `place`.
@@ -176,7 +202,7 @@ fn bind_file(path: &Path, failed: impl Fn(io::Error) -> SocketError) -> Result<U
     Ok(listener)
 }
 
-/// How many peers are being served, and a bell for when one is done.
+/// The peers that are being served, and a bell for when one is done.
 #[derive(Debug, Default)]
 struct Seats {
     state: Mutex<SeatState>,
@@ -185,21 +211,41 @@ struct Seats {
 
 #[derive(Debug, Default)]
 struct SeatState {
-    taken: usize,
+    peers: BTreeMap<u64, Peer>,
+    seated: u64,
     closed: bool,
 }
 
-struct Seat(Arc<Seats>);
+#[derive(Debug)]
+struct Peer {
+    stream: UnixStream,
+    /// Since when it is to say something.
+    silent: Option<Instant>,
+}
+
+struct Seat {
+    seats: Arc<Seats>,
+    number: u64,
+}
 
 impl Seats {
-    /// Waits for a seat; none when the socket closes.
-    fn take(self: &Arc<Self>) -> Option<Seat> {
+    /// Waits for a seat; none when the socket closes. When all are taken, who has been silent longest loses his.
+    fn take(self: &Arc<Self>, stream: UnixStream) -> Option<Seat> {
         let mut state = self.lock();
-        while state.taken >= PEERS && !state.closed {
-            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while state.peers.len() >= PEERS && !state.closed {
+            let silent = state.peers.values().filter_map(|peer| Some((peer.silent?, &peer.stream)));
+            if let Some((since, stream)) = silent.min_by_key(|(since, _)| *since)
+                && since.elapsed() >= GRACE
+            {
+                let _gone_already = stream.shutdown(std::net::Shutdown::Both);
+            }
+            let waited = self.freed.wait_timeout(state, GRACE / 10);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.taken += 1;
-        (!state.closed).then(|| Seat(self.clone()))
+        let number = state.seated;
+        state.seated += 1;
+        state.peers.insert(number, Peer { stream, silent: Some(Instant::now()) });
+        (!state.closed).then(|| Seat { seats: self.clone(), number })
     }
 
     fn close(&self) {
@@ -212,10 +258,19 @@ impl Seats {
     }
 }
 
+impl Seat {
+    /// Whether it is the peer's turn to say something.
+    fn set_silent(&self, silent: bool) {
+        if let Some(peer) = self.seats.lock().peers.get_mut(&self.number) {
+            peer.silent = silent.then(Instant::now);
+        }
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.lock().taken -= 1;
-        self.0.freed.notify_one();
+        self.seats.lock().peers.remove(&self.number);
+        self.seats.freed.notify_one();
     }
 }
 
@@ -223,11 +278,11 @@ fn accept(listener: &UnixListener, seats: &Arc<Seats>, director: &Arc<dyn Direct
     loop {
         match listener.accept() {
             Ok((stream, _)) if is_heard(peer(&stream)) => {
-                let Some(seat) = seats.take() else { return };
+                let Ok(again) = stream.try_clone() else { continue };
+                let Some(seat) = seats.take(again) else { return };
                 let director = director.clone();
                 let served = thread::Builder::new().name("uvs-peer".into()).spawn(move || {
-                    let _seat = seat;
-                    serve(stream, &*director);
+                    serve(stream, &seat, &*director);
                 });
                 if let Err(error) = served {
                     tracing::warn!(%error, "no thread for a peer of the control socket");
@@ -246,9 +301,12 @@ fn accept(listener: &UnixListener, seats: &Arc<Seats>, director: &Arc<dyn Direct
 }
 
 /// Answers one peer until it closes or stops making sense.
-fn serve(mut stream: UnixStream, director: &dyn Director) {
+fn serve(mut stream: UnixStream, seat: &Seat, director: &dyn Director) {
     loop {
-        let (response, more) = match frame::receive(&mut stream, frame::REQUEST_LIMIT, PATIENCE) {
+        seat.set_silent(true);
+        let received = frame::receive(&mut stream, frame::REQUEST_LIMIT, PATIENCE);
+        seat.set_silent(false);
+        let (response, more) = match received {
             Ok(Received::Message(body)) => match understand(&body) {
                 Ok(request) => (director.handle(request), true),
                 Err(refusal) => (Response::Refused(refusal), false),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use uvs_control::api::{Request, Response, Timeouts};
 use uvs_control::client::{Client, ClientError};
 use uvs_control::options::SocketPlace;
-use uvs_control::socket::{Server, SocketError};
+use uvs_control::socket::{Server, SocketError, await_vacancy};
 
 /// A directory of one test's own.
 struct Directory(PathBuf);
@@ -167,8 +167,10 @@ fn silent_peers_stop_nobody() {
 fn more_peers_than_seats_are_served_when_the_silent_ones_lose_theirs() {
     let directory = Directory::new("seats");
     let server = serve(&directory.place()).unwrap();
-    let silent: Vec<_> = (0..128).map(|_| directory.connect()).collect();
+    let silent: Vec<_> = (0..300).map(|_| directory.connect()).collect();
+    let begin = Instant::now();
     assert!(answers(&directory.place()), "the silent ones were given up");
+    assert!(begin.elapsed() < Duration::from_secs(9), "their patience was waited for");
     drop(server);
     drop(silent);
 }
@@ -217,6 +219,29 @@ fn nobody() -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "as_nobody", "--ignored", "--nocapture"]).uid(65534).gid(65534);
     command
+}
+
+/// A socket whose process is dying still takes connections, and never answers.
+#[test]
+fn a_start_waits_for_a_killed_director_to_be_gone() {
+    in_own_namespace(|| {
+        await_vacancy(&SocketPlace::Namespace).unwrap();
+        let name = SocketAddr::from_abstract_name("uvs/control").unwrap();
+        let dying = UnixListener::bind_addr(&name).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (silent, _) = dying.accept().unwrap();
+                drop(dying);
+                drop(silent);
+            });
+            await_vacancy(&SocketPlace::Namespace).unwrap();
+        });
+        let _server = serve(&SocketPlace::Namespace).unwrap();
+        let begin = Instant::now();
+        let refused = await_vacancy(&SocketPlace::Namespace);
+        assert!(matches!(refused, Err(SocketError::Taken(_))), "{refused:?}");
+        assert!(begin.elapsed() < Duration::from_secs(2), "it waited for one that answers");
+    });
 }
 
 #[test]

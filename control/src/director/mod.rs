@@ -21,7 +21,7 @@ use crate::netlink::{Client, NetlinkError};
 use crate::options::{OnCrash, RunOptions};
 use crate::privilege;
 use crate::registry::{Apply, Registry};
-use crate::socket::{Server, SocketError};
+use crate::socket::{self, Server, SocketError};
 use crate::vips::{AnnounceError, Announcer, Vips};
 use kernel::Kernel;
 use ladder::Climbed;
@@ -143,9 +143,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
 fn begin(options: &RunOptions) -> Result<(Director, UnixStream), StartError> {
     privilege::check()?;
     // Asked before anything is opened: the devices of a running director would only be found in use.
-    if crate::client::Client::new(options.socket.clone()).reach().is_ok() {
-        return Err(SocketError::Taken(options.socket.clone()).into());
-    }
+    socket::await_vacancy(&options.socket)?;
     let chosen = devices::choose(&options.interfaces)?;
     let signals = watch::signals()?;
     let director = Director::start(options, &chosen)?;
