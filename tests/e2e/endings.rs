@@ -1,6 +1,6 @@
 //! How a director ends, and what must not end it.
 
-use crate::director::{Director, LIMIT, UVS, V4, World, in_default_world, ipvsadm, load};
+use crate::director::{Director, LIMIT, UVS, V4, V6, World, in_default_world, ipvsadm, load};
 use crate::harness::{Outcome, Tests, check, topology};
 use crate::traffic::run;
 use libtest_mimic::Failed;
@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use uvs_lab::http::Server;
-use uvs_lab::{Plan, Topology, probe, wait};
+use uvs_lab::{Prefix, Topology, probe, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("a_log_that_nobody_reads", || a_log_that_is_lost(Stdio::piped)),
@@ -19,6 +19,8 @@ pub(crate) const TESTS: Tests = &[
     ("its_terminal_is_closed", || ends_cleanly_after(Signal::SIGHUP)),
     ("it_is_told_to_quit", || ends_cleanly_after(Signal::SIGQUIT)),
     ("a_closed_terminal_does_not_end_it_under_nohup", nohup),
+    ("its_addresses_come_back_when_they_are_lost", addresses_come_back),
+    ("its_addresses_go_with_the_next_one_when_it_was_killed", addresses_of_a_killed_one),
     ("started_while_the_one_killed_is_dying", || in_default_world(started_at_once)),
 ];
 
@@ -104,6 +106,50 @@ fn nohup() -> Outcome {
     let director = Bare::start(&topology, &["nohup", UVS], Stdio::null())?;
     director.signal(Signal::SIGHUP)?;
     serve(&topology)
+}
+
+/// A director that assigns virtual addresses, with a service at each of the topology's.
+fn assigning() -> Result<(Topology, Director), Failed> {
+    let topology = topology()?;
+    let director = Director::start(&topology, &["--assign-vips"])?;
+    for vip in [topology.vip(), topology.vip6()] {
+        let output = ipvsadm(&topology.director, &format!("-A -t {}", SocketAddr::new(vip, 80)))?;
+        check(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
+    }
+    Ok((topology, director))
+}
+
+/// The kernel takes the IPv6 addresses off a device that goes down. The director's own is for whoever put it there.
+fn addresses_come_back() -> Outcome {
+    let (topology, director) = assigning()?;
+    topology.director.net().down("eth0")?;
+    wait::until("the director to see it", LIMIT, || director.log().contains("eth0 is down"))?;
+    topology.director.net().up("eth0")?;
+    topology.director.net().add_address("eth0", Prefix::new(topology.director_address(V6), 64))?;
+    for vip in [topology.vip(), topology.vip6()] {
+        wait::until(&format!("{vip} to answer pings"), LIMIT, || {
+            probe::ping(&topology.client, vip, Duration::from_millis(300)).is_ok_and(|answered| answered)
+        })?;
+    }
+    Ok(())
+}
+
+fn addresses_of_a_killed_one() -> Outcome {
+    let (topology, mut director) = assigning()?;
+    director.kill()?;
+    for vip in [topology.vip(), topology.vip6()] {
+        check(
+            probe::ping(&topology.client, vip, LIMIT)?,
+            format!("{vip} was taken off by nobody, but is gone"),
+        )?;
+    }
+    let mut next = Director::start(&topology, &["--assign-vips"])?;
+    check(next.terminate()? == Some(0), "the next one did not end cleanly")?;
+    for vip in [topology.vip(), topology.vip6()] {
+        let answered = probe::ping(&topology.client, vip, Duration::from_millis(300))?;
+        check(!answered, format!("{vip} is still there"))?;
+    }
+    Ok(())
 }
 
 /// The next start does not wait until somebody saw that the last one was killed.

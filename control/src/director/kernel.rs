@@ -70,6 +70,12 @@ impl Kernel {
         self.state().monitor.addresses().map(|address| address.address).collect()
     }
 
+    /// Whether `address` is that of all hosts of a subnet of this host.
+    pub(super) fn is_broadcast(&self, address: IpAddr) -> bool {
+        let state = self.state();
+        state.monitor.addresses().any(|host| host.broadcast().is_some_and(|broadcast| broadcast == address))
+    }
+
     /// Whether one of the devices held is still there.
     pub(super) fn has_devices(&self) -> bool {
         let state = self.state();
@@ -192,14 +198,19 @@ impl State {
             self.neighbours.routes_changed(self.routing.current().gateways());
         }
         self.neighbours.tick(now);
-        if let Some(vips) = &mut self.vips {
-            vips.tick(now);
-        }
         let moved = |event: &Event| matches!(event, Event::AddressAdded(_) | Event::AddressRemoved(_));
         let rewired = |event: &Event| matches!(event, Event::LinkChanged(_) | Event::LinkGone { .. });
         let addresses = events.iter().any(moved);
         if addresses {
             self.follow_addresses();
+        }
+        if let Some(vips) = &mut self.vips {
+            let changed = addresses || events.iter().any(rewired);
+            if changed || vips.due().is_some_and(|due| now >= due) {
+                let host = Host::of(&self.monitor, &self.held);
+                vips.follow(&events, &host, now);
+                vips.tick(&host, now);
+            }
         }
         if addresses || events.iter().any(rewired) || self.reach.due().is_some_and(|due| now >= due) {
             for objection in self.reach.objections(&Host::of(&self.monitor, &self.held), now) {

@@ -189,7 +189,7 @@ impl Director {
 
         // What a director that was killed left behind.
         restore_ports();
-        let vips = options.assign_vips.then(open_vips).transpose()?;
+        let vips = options.assign_vips.then(|| open_vips(chosen)).transpose()?;
         let kernel = Kernel::open(config.clone(), vips)?;
         kernel.survey()?;
 
@@ -294,8 +294,11 @@ fn lock(registry: &SharedRegistry) -> MutexGuard<'_, Registry<Plane>> {
     registry.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open_vips() -> Result<Vips, StartError> {
-    Ok(Vips::new(Client::open()?, Announcer::open()?, None))
+fn open_vips(chosen: &[Device]) -> Result<Vips, StartError> {
+    let mut vips = Vips::new(Client::open()?, Announcer::open()?, None);
+    let held: Vec<u32> = chosen.iter().map(|device| device.index).collect();
+    vips.take_over(&held)?;
+    Ok(vips)
 }
 
 fn put_up(

@@ -1,13 +1,20 @@
 //! What the director asks the kernel to do: resolve a neighbour, put an address on a device or take it off.
 
 use super::NetlinkError;
-use super::socket::Socket;
+use super::decode;
+use super::socket::{RawMessage, Socket};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope,
+};
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
+
+/// What the kernel keeps as the origin of the addresses that a director puts on devices (`IFA_PROTO`, Linux 5.18; older ones
+/// forget it). One of those left to everybody, as for routes; `ip address` shows it as `proto 0x76`.
+const ORIGIN: AddressProtocol = AddressProtocol::Other(b'v');
 
 /// How an address came to be on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +53,12 @@ impl Client {
         })
     }
 
-    /// Puts `address` with a host's prefix (/32, /128) on the device, without duplicate address detection.
+    /// Puts `address` with a host's prefix (/32, /128) on the device, without duplicate address detection, marked as a
+    /// director's.
     pub fn add_address(&mut self, ifindex: u32, address: IpAddr) -> Result<AddressChange, NetlinkError> {
         let mut message = host_address(ifindex, address);
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        message.attributes.push(AddressAttribute::Protocol(ORIGIN));
         let request = RouteNetlinkMessage::NewAddress(message);
         let asked = self.socket.request(request, NLM_F_CREATE | NLM_F_EXCL, &|| {
             format!("put the address {address} on device {ifindex}")
@@ -66,6 +75,20 @@ impl Client {
         self.socket.request(RouteNetlinkMessage::SetLink(message), 0, &|| {
             format!("take device {ifindex} {}", if up { "up" } else { "down" })
         })
+    }
+
+    /// The addresses that [`Client::add_address`] put on devices, this process's and others', and their devices.
+    pub fn marked_addresses(&mut self) -> Result<Vec<(IpAddr, u32)>, NetlinkError> {
+        let everything = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let collect = |list: &mut Vec<_>, raw: RawMessage<'_>| {
+            if let Ok(RouteNetlinkMessage::NewAddress(message)) = raw.decode()
+                && message.attributes.contains(&AddressAttribute::Protocol(ORIGIN))
+                && let Some(host) = decode::address(&message)
+            {
+                list.push((host.address, host.ifindex));
+            }
+        };
+        self.socket.dump(&everything, &|| "list addresses".into(), Vec::new, collect)
     }
 
     /// Takes `address`, as [`Client::add_address`] put it there, off the device.

@@ -20,7 +20,7 @@ pub use routes::{KernelRoutes, Routing};
 pub use socket::NetlinkError;
 pub(crate) use tables::masked;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A network device of this network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,18 @@ pub struct HostAddress {
     pub address: IpAddr,
     /// Length of the connected subnet's prefix in bits.
     pub prefix_len: u8,
+}
+
+impl HostAddress {
+    /// The address of all hosts of its subnet, where it is on one that has such an address (RFC 919, RFC 3021).
+    pub fn broadcast(&self) -> Option<Ipv4Addr> {
+        match self.address {
+            IpAddr::V4(address) if self.prefix_len < 31 => {
+                Some(Ipv4Addr::from_bits(address.to_bits() | u32::MAX >> self.prefix_len))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// How sure the kernel is of a neighbour (`NUD_*`).

@@ -6,8 +6,8 @@
 //! once.
 
 use crate::netlink::{HostAddress, Link, Monitor, masked};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 /// Time for whoever configures the director to put the address in place after the service.
@@ -23,6 +23,8 @@ pub struct Host<'a> {
     subnets: HashMap<(IpAddr, u8), u32>,
     /// The lengths there are, the longest first.
     lengths: Vec<u8>,
+    /// The addresses of all hosts of a subnet.
+    broadcasts: HashSet<IpAddr>,
     held: &'a [u32],
 }
 
@@ -33,8 +35,10 @@ impl<'a> Host<'a> {
     }
 
     fn with(links: Vec<&'a Link>, all: impl Iterator<Item = &'a HostAddress>, held: &'a [u32]) -> Self {
-        let (mut addresses, mut subnets) = (HashMap::new(), HashMap::new());
-        for HostAddress { ifindex, address, prefix_len } in all {
+        let (mut addresses, mut subnets, mut broadcasts) = (HashMap::new(), HashMap::new(), HashSet::new());
+        for host in all {
+            let HostAddress { ifindex, address, prefix_len } = host;
+            broadcasts.extend(host.broadcast().map(IpAddr::V4));
             addresses.entry(*address).or_insert(*ifindex);
             let whole = if address.is_ipv4() { 32 } else { 128 };
             if *prefix_len < whole {
@@ -45,7 +49,7 @@ impl<'a> Host<'a> {
             }
         }
         let lengths: BTreeSet<u8> = subnets.keys().map(|(_, length)| *length).collect();
-        Host { links, addresses, subnets, lengths: lengths.into_iter().rev().collect(), held }
+        Host { links, addresses, subnets, lengths: lengths.into_iter().rev().collect(), broadcasts, held }
     }
 
     /// The device that has `address`.
@@ -60,7 +64,22 @@ impl<'a> Host<'a> {
 
     /// The first device held that is there.
     pub(super) fn first(&self) -> Option<u32> {
-        self.held.iter().copied().find(|ifindex| self.links.iter().any(|link| link.ifindex == *ifindex))
+        self.held.iter().copied().find(|ifindex| self.has(*ifindex))
+    }
+
+    /// Whether the device is there.
+    pub(super) fn has(&self, ifindex: u32) -> bool {
+        self.links.iter().any(|link| link.ifindex == ifindex)
+    }
+
+    /// Whether there are several devices held.
+    pub(super) fn has_several(&self) -> bool {
+        self.held.iter().filter(|ifindex| self.has(**ifindex)).nth(1).is_some()
+    }
+
+    /// Whether `address` is that of all hosts of a link (RFC 919): of one of this host's, or of whichever.
+    pub(super) fn is_broadcast(&self, address: IpAddr) -> bool {
+        address == Ipv4Addr::BROADCAST || self.broadcasts.contains(&address)
     }
 
     /// The narrowest connected subnet that `address` belongs to, by its network's address; of several devices in it, one

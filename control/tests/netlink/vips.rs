@@ -10,7 +10,7 @@ use nix::sys::time::TimeVal;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
-use uvs_control::netlink::{Client, Monitor};
+use uvs_control::netlink::{Client, Event, Monitor};
 use uvs_control::vips::{Announcer, Assigned, Host, VipError, Vips};
 
 /// Everything that arrives at the devices of the calling thread's namespace.
@@ -86,6 +86,117 @@ fn assign(vips: &mut Vips, vip: &str, held: &[u32]) -> Result<Assigned, VipError
     vips.assign(vip.parse().unwrap(), &Host::of(&monitor, held), Instant::now())
 }
 
+/// Tells `vips` what changed.
+fn follow(vips: &mut Vips, monitor: &mut Monitor, held: &[u32], now: Instant) {
+    let events = monitor.read().unwrap();
+    let host = Host::of(monitor, held);
+    vips.follow(&events, &host, now);
+    vips.tick(&host, now);
+}
+
+#[test]
+fn a_vip_that_is_lost_is_put_back_and_announced() {
+    let (here, there) = two_links();
+    let ear = there.run(listen);
+    here.run(|| {
+        let held = [index("a"), index("b")];
+        let (mut vips, mut monitor) = (vips(None), Monitor::open().unwrap());
+        let begin = Instant::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        for vip in ["10.0.0.80", "fd00::80"] {
+            assign(&mut vips, vip, &held).unwrap();
+        }
+        follow(&mut vips, &mut monitor, &held, after(0));
+
+        crate::support::delete_address("a", "10.0.0.80/32");
+        follow(&mut vips, &mut monitor, &held, after(10));
+        assert_eq!(place("10.0.0.80"), Some((held[0], 32)), "taken off by somebody");
+        // Whoever takes it off again and again is not answered as fast.
+        crate::support::delete_address("a", "10.0.0.80/32");
+        follow(&mut vips, &mut monitor, &held, after(10));
+        assert_eq!(place("10.0.0.80"), None);
+        assert!(vips.due().is_some_and(|due| due <= after(11)), "nothing is due");
+        follow(&mut vips, &mut monitor, &held, after(11));
+        assert_eq!(place("10.0.0.80"), Some((held[0], 32)), "taken off again");
+
+        // The kernel takes all IPv6 addresses off a device that goes down.
+        crate::support::down("b");
+        follow(&mut vips, &mut monitor, &held, after(20));
+        assert_eq!(place("fd00::80"), None, "put on a device that is down");
+        crate::support::up("b");
+        wait_until_up("b");
+        while recvfrom::<LinkAddr>(ear.as_raw_fd(), &mut [0; 2048]).is_ok() {}
+        follow(&mut vips, &mut monitor, &held, after(30));
+        assert_eq!(place("fd00::80"), Some((held[1], 128)), "the device was down");
+        assert_eq!(announced(&ear, "fd00::80".parse().unwrap()), mac_of("b"));
+
+        drop(vips);
+        assert_eq!((place("10.0.0.80"), place("fd00::80")), (None, None), "gone at the end");
+    });
+}
+
+fn wait_until_up(name: &str) {
+    let up = |event: &Event| matches!(event, Event::LinkChanged(link) if link.name == name && link.up);
+    crate::support::events_until(&mut Monitor::open().unwrap(), |events| events.iter().any(up));
+}
+
+#[test]
+fn neighbours_hear_where_a_vip_is_when_its_device_changed() {
+    let (here, there) = two_links();
+    let ear = there.run(listen);
+    here.run(|| {
+        let held = [index("a"), index("b")];
+        let (mut vips, mut monitor) = (vips(None), Monitor::open().unwrap());
+        let (begin, vip) = (Instant::now(), "10.0.0.80".parse().unwrap());
+        assign(&mut vips, "10.0.0.80", &held).unwrap();
+        for second in 0..5 {
+            follow(&mut vips, &mut monitor, &held, begin + Duration::from_secs(60 * second));
+        }
+        assert_eq!(vips.due(), None, "announced for good");
+        while recvfrom::<LinkAddr>(ear.as_raw_fd(), &mut [0; 2048]).is_ok() {}
+        let mac = [2, 0, 0, 0, 0, 0x77];
+        crate::support::set_mac("a", mac);
+        follow(&mut vips, &mut monitor, &held, begin + Duration::from_secs(600));
+        assert_eq!(announced(&ear, vip), mac, "it has another Ethernet address");
+    });
+}
+
+/// Its addresses stay where it is killed; the next one knows them.
+#[test]
+fn what_a_killed_director_left_is_taken_over() {
+    let (here, there) = two_links();
+    let ear = there.run(listen);
+    here.run(|| {
+        let held = [index("a"), index("b")];
+        let mut killed = vips(None);
+        for vip in ["10.0.0.80", "10.0.0.81", "fd00::80", "10.0.1.82"] {
+            assign(&mut killed, vip, &held).unwrap();
+        }
+        std::mem::forget(killed);
+        add_address("a", "10.0.0.90/32");
+        while recvfrom::<LinkAddr>(ear.as_raw_fd(), &mut [0; 2048]).is_ok() {}
+
+        let mut next = vips(None);
+        next.take_over(&held[..1]).unwrap();
+        assert_eq!(assign(&mut next, "10.0.0.80", &held).unwrap(), Assigned::Added(held[0]));
+        assert_eq!(announced(&ear, "10.0.0.80".parse().unwrap()), mac_of("a"));
+        assert_eq!(assign(&mut next, "10.0.0.90", &held).unwrap(), Assigned::Found(held[0]));
+        drop(next);
+        assert_eq!(place("10.0.0.80"), None, "a service of the next one had it");
+        assert_eq!(place("10.0.0.81"), None, "no service had it");
+        assert_eq!(place("10.0.0.90"), Some((held[0], 32)), "somebody else put it there");
+        assert_eq!(place("fd00::80"), Some((held[1], 128)), "on a device that the next one does not hold");
+
+        let mut last = vips(None);
+        last.take_over(&held).unwrap();
+        assert_eq!(assign(&mut last, "fd00::80", &held).unwrap(), Assigned::Added(held[1]));
+        last.withdraw("fd00::80".parse().unwrap()).unwrap();
+        assert_eq!(place("fd00::80"), None, "its last service is gone");
+        drop(last);
+        assert_eq!(place("10.0.1.82"), None);
+    });
+}
+
 #[test]
 fn a_vip_goes_where_it_belongs() {
     let (here, _there) = two_links();
@@ -115,7 +226,7 @@ fn neighbours_hear_of_a_new_vip() {
     let ear = there.run(listen);
     here.run(|| {
         let held = [index("a"), index("b")];
-        let mut vips = vips(None);
+        let (mut vips, mut monitor) = (vips(None), Monitor::open().unwrap());
         let start = Instant::now();
         for (vip, device) in [("10.0.0.80", "a"), ("fd00::80", "b")] {
             assign(&mut vips, vip, &held).unwrap();
@@ -123,7 +234,7 @@ fn neighbours_hear_of_a_new_vip() {
         }
         // Again after a while, for those who missed it; then it is enough.
         for second in 1..=2 {
-            vips.tick(start + Duration::from_secs(60 * second));
+            follow(&mut vips, &mut monitor, &held, start + Duration::from_secs(60 * second));
             for (vip, device) in [("10.0.0.80", "a"), ("fd00::80", "b")] {
                 assert_eq!(announced(&ear, vip.parse().unwrap()), mac_of(device), "{vip}, {second}");
             }
@@ -228,9 +339,13 @@ fn what_cannot_be_assigned_is_refused_with_a_reason() {
             ("10.0.0.80", vec![9_999], "no device to put 10.0.0.80 on"),
             ("127.0.0.1", vec![index("a")], "127.0.0.1 is no address that a host can have"),
             ("ff02::1", vec![index("a")], "ff02::1 is no address that a host can have"),
+            ("255.255.255.255", vec![index("a")], "255.255.255.255 is no address that a host can have"),
+            ("10.0.0.255", vec![index("a")], "10.0.0.255 is no address that a host can have"),
+            ("fe80::99", vec![index("a"), index("b")], "fe80::99 is link-local, which does not say on which"),
         ] {
             let refusal = assign(&mut vips, vip, &held).unwrap_err().to_string();
             assert!(refusal.starts_with(expected), "{refusal}");
         }
+        assert_eq!(assign(&mut vips, "fe80::80", &[index("b")]).unwrap(), Assigned::Added(index("b")));
     });
 }
