@@ -35,6 +35,7 @@ pub(crate) const TESTS: Tests = &[
     ("vips_come_and_go_with_the_director", vips_come_and_go),
     ("a_vip_no_route_leads_to", a_vip_no_route_leads_to),
     ("a_real_server_no_route_leads_to", || in_default_world(a_server_without_route)),
+    ("a_real_server_that_is_no_host", || in_default_world(a_server_that_is_no_host)),
     ("a_real_server_that_never_answers_arp", || in_default_world(a_silent_server)),
     ("malformed_and_truncated_packets", || in_default_world(malformed_packets)),
     ("a_full_connection_table", a_full_table),
@@ -261,6 +262,18 @@ fn a_server_without_route(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1])?;
     world.ipvsadm(&format!("-a -t {service} -r 198.51.100.7:80 -m"))?;
     every_other_is_answered(world, "no_route")
+}
+
+/// The address of all hosts of a subnet is refused as the kernel does, which knows that it is not unicast.
+fn a_server_that_is_no_host(world: &mut World) -> Outcome {
+    let service = world.service(V4);
+    world.balance(V4, "rr", &[1])?;
+    let everybody = "192.168.4.255";
+    let line = format!("-a -t {service} -r {everybody}:80 -m");
+    let output = ipvsadm(&world.topology.director, &line)?;
+    refused(&output, &["Invalid operation.  Possibly wrong module version, address not unicast, ..."])?;
+    check(output.status.code() == Some(255), format!("ended with {}", output.status))?;
+    world.ipvsadm(&format!("-a -t {service} -r 192.168.4.254:80 -m")).map(drop)
 }
 
 fn a_silent_server(world: &mut World) -> Outcome {

@@ -162,6 +162,14 @@ impl Plane {
         }
     }
 
+    /// Forgets real servers that were removed and have no connection.
+    fn make_room(&mut self) -> Result<(), Refusal> {
+        self.settle()?;
+        self.release_idle();
+        self.destinations.make_room();
+        Ok(())
+    }
+
     /// Lets the guard stand for another while.
     pub(super) fn keep_guard(&self) {
         if let Some((guard, timeout)) = &self.guard {
@@ -287,7 +295,17 @@ impl Apply for Plane {
     fn add_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
         let service = self.service(id)?;
         let config = destination(server)?;
-        let destination = service.add(&config).map_err(refusal)?;
+        if self.kernel.is_broadcast(server.address.ip()) {
+            return Err(Refusal::Invalid);
+        }
+        let destination = match service.add(&config) {
+            Err(ServiceError::TooManyDestinations) => {
+                self.make_room()?;
+                service.add(&config)
+            }
+            added => added,
+        };
+        let destination = destination.map_err(refusal)?;
         let member = Member { id: destination, method: config.method };
         if let Err(error) = self.steer_server(Claim::of(service.key(), server.address, member)) {
             service.delete(server.address, super::now()).map_err(refusal)?;

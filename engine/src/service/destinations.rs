@@ -285,17 +285,34 @@ impl Destinations {
 
     /// Forgets removed destinations that have had no connection for two minutes. To be called every few seconds.
     pub fn collect(&self, now: Tick) {
+        self.forget(|trashed, idle| {
+            if !idle {
+                trashed.since = now;
+            }
+            !now.is_before(trashed.since.plus_seconds(TRASH_SECONDS))
+        });
+    }
+
+    /// Forgets removed destinations that have no connection, to make room for others. Nobody uses them: a connection begins
+    /// only under its service's lock, where they are not any more.
+    pub fn make_room(&self) {
+        self.forget(|trashed, idle| {
+            let noted = |it: &Runtime| it.load.noted.load(Ordering::Acquire);
+            idle && !self.runtime(trashed.id).is_some_and(noted)
+        });
+    }
+
+    /// Forgets the removed destinations of which `past`, told whether it is without connections, says so.
+    fn forget(&self, mut past: impl FnMut(&mut Trashed, bool) -> bool) {
         let mut registry = self.registry();
         let mut forgotten = Vec::new();
         registry.trash.retain(|(key, _), trashed| {
-            if self.connections(trashed.id) != Connections::default() {
-                trashed.since = now;
-            }
-            let keep = now.is_before(trashed.since.plus_seconds(TRASH_SECONDS));
-            if !keep {
+            let idle = self.connections(trashed.id) == Connections::default();
+            let past = past(trashed, idle);
+            if past {
                 forgotten.push((*key, trashed.id));
             }
-            keep
+            !past
         });
         for (key, id) in forgotten {
             self.table.destinations().forget(id);

@@ -91,3 +91,15 @@ fn a_service_lets_go_when_no_worker_uses_it() {
     plane.settle().unwrap();
     assert!(plane.destinations.is_available(again), "the old service took the new one's server with it");
 }
+
+#[test]
+fn removed_servers_make_room_for_others() {
+    let (mut plane, _table) = plane();
+    let spec = service(80);
+    plane.add_service(&spec).unwrap();
+    for hundred in [1..=100, 101..=200] {
+        hundred.clone().for_each(|last| plane.add_server(&spec.id, &server(last)).unwrap());
+        plane.add_server(&spec.id, &server(250)).unwrap_err();
+        hundred.for_each(|last| plane.delete_server(&spec.id, server(last).address));
+    }
+}
