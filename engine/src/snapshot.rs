@@ -75,6 +75,8 @@ pub struct Snapshot {
     pub hops: Arc<NextHops>,
     /// The devices, by [`crate::batch::PortId`].
     pub ports: Arc<[Port]>,
+    /// The addresses of this host, sorted.
+    pub own: Arc<[IpAddr]>,
     /// State timeouts (`ipvsadm --set`).
     pub timeouts: Arc<Timeouts>,
     /// What becomes of the connections of removed real servers.
@@ -92,10 +94,16 @@ impl Snapshot {
             routes: Arc::default(),
             hops,
             ports: Arc::from([]),
+            own: Arc::from([]),
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
             options: ForwardOptions::default(),
         }
+    }
+
+    /// Whether this host has the address.
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        self.own.binary_search(&address).is_ok()
     }
 
     /// The address of this host that tells the sender of a packet that came in by `port` of an error, in the family of

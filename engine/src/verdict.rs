@@ -67,8 +67,10 @@ reasons! {
     BadChecksum = "bad_checksum",
     /// The link-layer address is another host's.
     OtherHost = "other_host",
-    /// The source address cannot be a client's (multicast, loopback, the virtual address itself).
+    /// The source address cannot be a client's (multicast, loopback, this host's own).
     Martian = "martian",
+    /// The packet's options have it travel the way its sender chose, which Linux takes from nobody by default.
+    SourceRouted = "source_routed",
     /// TTL or hop limit would reach zero here.
     TtlExpired = "ttl_expired",
     /// A fragment of a datagram whose first one was dropped or answered with an error.

@@ -426,6 +426,45 @@ fn sources_that_cannot_be_clients() {
     }
 }
 
+/// Linux calls a source address of its own martian, whichever of them it is.
+#[test]
+fn this_host_is_no_client_of_itself() {
+    for plan in plans() {
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        let frame = Frame::from_client(&plan, TCP, SYN).bytes();
+        director.snapshot.own = [plan.client.ip()].into();
+        assert_eq!(director.run(CLIENTS, &frame).0, Verdict::Drop(Reason::Martian));
+        director.snapshot.own = [plan.server.ip()].into();
+        assert_eq!(director.run(CLIENTS, &frame).0, TO_SERVERS);
+    }
+}
+
+/// Linux takes source routes from nobody by default, whatever else the packet is.
+#[test]
+fn packets_do_not_choose_their_way() {
+    let [plan, _] = plans();
+    let (mut director, _) = Director::with_server(&plan, Method::Nat);
+    let with_options = |options: [u8; 8]| {
+        let mut frame = Frame::from_client(&plan, TCP, SYN).bytes();
+        frame.splice(34..34, options);
+        frame[14] = 0x47;
+        frame[17] += 8;
+        frame[24..26].fill(0);
+        let words = frame[14..42].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        frame[24..26].copy_from_slice(&(!folded).to_be_bytes());
+        frame
+    };
+    for (what, options, verdict) in [
+        ("a loose source route", [131, 7, 4, 203, 0, 113, 9, 0], Verdict::Drop(Reason::SourceRouted)),
+        ("a strict one", [1, 137, 7, 4, 203, 0, 113, 9], Verdict::Drop(Reason::SourceRouted)),
+        ("a record of the route", [7, 7, 4, 0, 0, 0, 0, 0], TO_SERVERS),
+    ] {
+        assert_eq!(director.run(CLIENTS, &with_options(options)).0, verdict, "{what}");
+    }
+}
+
 #[test]
 fn real_servers_that_cannot_be_reached() {
     let [plan, _] = plans();

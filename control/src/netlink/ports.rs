@@ -1,6 +1,7 @@
 //! The snapshot's ports as the kernel's devices change.
 
 use super::{Event, HostAddress, Link};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use uvs_engine::PortId;
@@ -44,7 +45,7 @@ pub fn follow_ports(config: &Config, events: &[Event]) -> Vec<PortChange> {
     changes
 }
 
-/// Takes over into the snapshot which of the host's addresses its ports report errors from.
+/// Takes over into the snapshot the host's addresses, and which of them its ports report errors from.
 pub fn follow_addresses(config: &Config, addresses: &[HostAddress]) {
     let mut ports = config.load().ports.to_vec();
     for port in &mut ports {
@@ -53,8 +54,13 @@ pub fn follow_addresses(config: &Config, addresses: &[HostAddress]) {
             own_address(addresses.iter().filter(of_port))
         });
     }
-    if config.load().ports[..] != ports {
-        config.publish(|snapshot| snapshot.ports = Arc::from(ports));
+    let own: BTreeSet<IpAddr> = addresses.iter().map(|it| it.address).collect();
+    let now = config.load();
+    if now.ports[..] != ports || !now.own.iter().eq(&own) {
+        config.publish(|snapshot| {
+            snapshot.ports = Arc::from(ports);
+            snapshot.own = own.into_iter().collect();
+        });
     }
 }
 

@@ -256,6 +256,9 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
     if Sum::of(&frame[network..transport]).fold() != Sum::WHOLE {
         return Err(Verdict::Drop(Reason::BadChecksum));
     }
+    if ipv4::is_source_routed(&frame[network + ipv4::HEADER_LEN..transport]) {
+        return Err(Verdict::Drop(Reason::SourceRouted));
+    }
     let kind = if !header.is_fragment() {
         Kind::Whole
     } else if header.is_first() {

@@ -25,7 +25,7 @@ impl Tracker {
         if !state::may_begin(parsed) {
             return self.give_back(packet, parsed);
         }
-        if !can_be_answered(client.ip()) || client.ip() == address.ip() {
+        if !can_be_answered(client.ip()) || client.ip() == address.ip() || view.snapshot.is_own(client.ip()) {
             return Verdict::Drop(Reason::Martian);
         }
         match self.begin_connection(view, packet, parsed, service) {
