@@ -14,6 +14,16 @@ pub enum SteerError {
         /// The capabilities needed that this process lacks.
         lacking: Vec<&'static str>,
     },
+    /// A file's owner and mode keep this process from it, whatever its capabilities.
+    #[error(
+        "cannot {doing}: this process's user may not read and write {file}; run it as root, or let its user do so"
+    )]
+    NoAccess {
+        /// What was tried.
+        doing: &'static str,
+        /// The file.
+        file: &'static str,
+    },
     /// The kernel was built without something.
     #[error("cannot {doing}: this kernel has no {lacking}")]
     NoSupport {

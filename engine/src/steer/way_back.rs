@@ -101,6 +101,8 @@ fn no_tun(source: io::Error) -> SteerError {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
             SteerError::NoSupport { doing, lacking: "/dev/net/tun (CONFIG_TUN; `modprobe tun`)" }
         }
+        // What the kernel says of devices and capabilities is EPERM.
+        Some(libc::EACCES) => SteerError::NoAccess { doing, file: "/dev/net/tun" },
         _ => SteerError::from_network(doing, source),
     }
 }
@@ -108,6 +110,12 @@ fn no_tun(source: io::Error) -> SteerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_others_may_not_open_is_named() {
+        let said = no_tun(io::Error::from_raw_os_error(libc::EACCES)).to_string();
+        assert!(said.contains("user may not read and write /dev/net/tun"), "{said}");
+    }
 
     #[test]
     fn finds_the_ethertype_behind_tags() {
