@@ -176,6 +176,10 @@ impl Process for Pipeline {
         Pipeline::process(self, &View { snapshot, now }, packets, verdicts);
     }
 
+    fn give_up(&mut self, waited: bool) {
+        self.tracker.given_up = waited;
+    }
+
     fn dropped(&mut self, reason: Reason) {
         self.tracker.counters.dropped(reason);
     }

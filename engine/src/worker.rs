@@ -27,6 +27,7 @@ use crate::snapshot::{Follower, Snapshot};
 use crate::verdict::{Reason, Verdict};
 use arrayvec::ArrayVec;
 use hands::Hands;
+use hold::is_given_up;
 use nix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,10 @@ pub trait Process: Send {
         packets: &mut [Packet<'_>],
         verdicts: &mut [Verdict],
     );
+
+    /// Whether the packets that are judged next were held as long as frames are: another [`Verdict::Hold`] drops them, and
+    /// this is the last time to tell their senders.
+    fn give_up(&mut self, _waited: bool) {}
 
     /// The worker could not carry out a verdict and dropped the frame. (Frames that got [`Verdict::Drop`] are not
     /// reported back.)
@@ -107,9 +112,11 @@ impl<P: Process> Worker<P> {
         }
         let released = process.take_released();
         for (frame, since) in hands.take_held(snapshot.generation, now, released).into_iter().flatten() {
+            process.give_up(is_given_up(since, now));
             batch.extend(frame);
             hands.work(batch, &Round { snapshot, now, region, held_since: Some(since) }, process);
         }
+        process.give_up(false);
         worked |= hands.collect(process);
         worked |= hands.tend(now);
         worked

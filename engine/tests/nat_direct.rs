@@ -8,6 +8,7 @@ use director::*;
 use uvs_engine::forward::Method;
 use uvs_engine::service::Connections;
 use uvs_engine::verdict::Neighbour;
+use uvs_engine::worker::Process;
 use uvs_engine::{Reason, Verdict};
 
 const TO_CLIENTS: Verdict = Verdict::Transmit(CLIENTS);
@@ -187,12 +188,14 @@ fn a_long_packet_is_answered_for_and_dropped() {
         set_mtus(director, [9000, 1500]);
         let frame = Frame { payload: vec![1; 1600], ..Frame::from_client(plan, protocol, ACK) };
         let (verdict, out) = director.run(CLIENTS, &frame.bytes());
+        // It is quoted as it would have gone on.
+        let older = Frame { ttl: frame.ttl - 1, ..frame };
         if plan.client.is_ipv4() {
             assert_eq!(verdict, TO_CLIENTS, "etherparse sets don't fragment");
-            assert_report(&out, &frame, (3, 4));
+            assert_report(&out, &older, (3, 4));
         } else {
             assert_eq!(verdict, TO_CLIENTS);
-            assert_report(&out, &frame, (2, 0));
+            assert_report(&out, &older, (2, 0));
         }
         assert_eq!(director.counters.drops(Reason::TooBig), 1);
     });
@@ -281,14 +284,13 @@ fn nobody_to_serve_is_an_unreachable_port() {
 }
 
 /// `out` is an ICMP error about `frame`, from whom it was for to whom it came from, with good checksums.
+/// It quotes `frame`.
 fn assert_report(out: &[u8], frame: &Frame, (kind, code): (u8, u8)) {
     let parsed = etherparse::SlicedPacket::from_ethernet(out).unwrap();
     let network = 14;
     assert_eq!(&out[..6], &frame.from_mac);
     assert_eq!(&out[6..12], &frame.to_mac);
-    // A packet that is too long is quoted as it would have gone on.
-    let too_big = matches!((frame.from.is_ipv4(), kind), (true, 3) | (false, 2)) && code != 3;
-    let original = Frame { ttl: frame.ttl - u8::from(too_big), ..frame.clone() }.bytes();
+    let original = frame.bytes();
     let (header, quoted) = match parsed.net.unwrap() {
         etherparse::NetSlice::Ipv4(ip) => {
             let header = ip.header();
@@ -321,6 +323,41 @@ fn assert_report(out: &[u8], frame: &Frame, (kind, code): (u8, u8)) {
         other => panic!("an ICMP message, not {other:?}"),
     }
     assert_eq!(&out[network + header + 8..], &original[network..network + quoted]);
+}
+
+#[test]
+fn no_route_is_an_unreachable_host() {
+    for plan in plans() {
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        let unreachable = if plan.client.is_ipv4() { (3, 1) } else { (1, 3) };
+        let frame = Frame::from_client(&plan, TCP, SYN);
+        director.snapshot.routes = std::sync::Arc::default();
+        for _ in 0..2 {
+            let (verdict, out) = director.run(CLIENTS, &frame.bytes());
+            assert_eq!(verdict, TO_CLIENTS);
+            assert_report(&out, &frame, unreachable);
+        }
+        assert_eq!(director.counters.drops(Reason::NoRoute), 2);
+    }
+}
+
+#[test]
+fn a_next_hop_that_was_waited_for_in_vain_is_an_unreachable_host() {
+    for plan in plans() {
+        let (mut director, _) = Director::with_server(&plan, Method::Nat);
+        let unreachable = if plan.client.is_ipv4() { (3, 1) } else { (1, 3) };
+        let frame = Frame::from_client(&plan, TCP, SYN);
+        let silent = Neighbour { port: SERVERS, address: plan.server.ip() };
+        director.snapshot.hops.clear(director.snapshot.routes.hop_of(&silent).unwrap());
+        assert_eq!(director.run(CLIENTS, &frame.bytes()), (Verdict::Hold(silent), frame.bytes()));
+        Process::give_up(&mut director.pipeline, true);
+        let (verdict, out) = director.run(CLIENTS, &frame.bytes());
+        assert_eq!(verdict, TO_CLIENTS);
+        assert_report(&out, &Frame { ttl: frame.ttl - 1, ..frame.clone() }, unreachable);
+        assert_eq!(director.counters.drops(Reason::NeighbourUnresolved), 1);
+        Process::give_up(&mut director.pipeline, false);
+        assert_eq!(director.run(CLIENTS, &frame.bytes()), (Verdict::Hold(silent), frame.bytes()));
+    }
 }
 
 #[test]
@@ -444,7 +481,7 @@ fn this_host_is_no_client_of_itself() {
 fn packets_do_not_choose_their_way() {
     let [plan, _] = plans();
     let (mut director, _) = Director::with_server(&plan, Method::Nat);
-    let with_options = |options: [u8; 8]| {
+    let sent_by = |options: [u8; 8]| {
         let mut frame = Frame::from_client(&plan, TCP, SYN).bytes();
         frame.splice(34..34, options);
         frame[14] = 0x47;
@@ -461,7 +498,7 @@ fn packets_do_not_choose_their_way() {
         ("a strict one", [1, 137, 7, 4, 203, 0, 113, 9], Verdict::Drop(Reason::SourceRouted)),
         ("a record of the route", [7, 7, 4, 0, 0, 0, 0, 0], TO_SERVERS),
     ] {
-        assert_eq!(director.run(CLIENTS, &with_options(options)).0, verdict, "{what}");
+        assert_eq!(director.run(CLIENTS, &sent_by(options)).0, verdict, "{what}");
     }
 }
 

@@ -14,7 +14,7 @@ use seccompiler::{
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uvs::engine::steer::{Mode, Steering, WantedMode};
 use uvs_lab::http::{Connection, Load, Server};
 use uvs_lab::probe::{self, RawTcp, flags, segment};
@@ -261,7 +261,19 @@ fn a_server_without_route(world: &mut World) -> Outcome {
     let service = world.service(V4);
     world.balance(V4, "rr", &[1])?;
     world.ipvsadm(&format!("-a -t {service} -r 198.51.100.7:80 -m"))?;
-    every_other_is_answered(world, "no_route")
+    every_other_is_answered(world, "no_route")?;
+    is_told_at_once(world)
+}
+
+/// Where nothing leads to the only real server left, the client is told so: it does not wait for its own patience to end.
+fn is_told_at_once(world: &World) -> Outcome {
+    let service = world.service(V4);
+    world.ipvsadm(&format!("-d -t {service} -r {}", world.server(0, V4, 80)))?;
+    let patience = Duration::from_secs(60);
+    let begin = Instant::now();
+    let refused = Connection::open(&world.topology.client, service, patience).err();
+    let refused = refused.ok_or("somebody answered")?;
+    check(begin.elapsed() < patience / 2, format!("after {:?}: {refused}", begin.elapsed()))
 }
 
 /// The address of all hosts of a subnet is refused as the kernel does, which knows that it is not unicast.
@@ -281,6 +293,8 @@ fn a_silent_server(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1])?;
     world.ipvsadm(&format!("-a -t {service} -r 192.168.4.99:80 -m"))?;
     every_other_is_answered(world, "neighbour_unresolved")?;
+    is_told_at_once(world)?;
+    world.ipvsadm(&format!("-a -t {service} -r {} -m", world.server(0, V4, 80)))?;
     world.ipvsadm(&format!("-d -t {service} -r 192.168.4.99:80"))?;
     run(world, &load(service, 20, false)).map(drop)
 }

@@ -18,6 +18,10 @@ use uvs_conntrack::{Flow, Tick};
 pub(crate) enum Report {
     /// Nobody takes connections there.
     PortUnreachable,
+    /// No route leads there.
+    NoRoute,
+    /// The next hop does not answer.
+    NoAnswer,
     /// The packet travelled too far.
     TimeExceeded,
     /// The packet is longer than the next link's MTU and must not be fragmented.
@@ -29,6 +33,8 @@ impl Report {
         match (self, v4) {
             (Report::PortUnreachable, true) => icmp::v4::PORT_UNREACHABLE,
             (Report::PortUnreachable, false) => icmp::v6::PORT_UNREACHABLE,
+            (Report::NoRoute | Report::NoAnswer, true) => icmp::v4::HOST_UNREACHABLE,
+            (Report::NoRoute | Report::NoAnswer, false) => icmp::v6::ADDRESS_UNREACHABLE,
             (Report::TimeExceeded, true) => icmp::v4::TIME_EXCEEDED,
             (Report::TimeExceeded, false) => icmp::v6::TIME_EXCEEDED,
             (Report::TooBig(_), true) => icmp::v4::FRAGMENTATION_NEEDED,
@@ -39,7 +45,7 @@ impl Report {
     fn mtu(self) -> u32 {
         match self {
             Report::TooBig(mtu) => mtu,
-            Report::PortUnreachable | Report::TimeExceeded => 0,
+            Report::PortUnreachable | Report::NoRoute | Report::NoAnswer | Report::TimeExceeded => 0,
         }
     }
 }
@@ -65,7 +71,7 @@ pub(crate) fn report(
     from: IpAddr,
 ) -> Result<Verdict, Error> {
     partial::complete(packet, parsed);
-    if let Report::TooBig(_) = report {
+    if let Report::TooBig(_) | Report::NoAnswer = report {
         quoted::age(packet.frame_mut(), parsed);
     }
     let (header, max) = match parsed.flow {

@@ -32,6 +32,8 @@ pub mod v4 {
     use super::Kind;
     /// Destination unreachable: port unreachable.
     pub const PORT_UNREACHABLE: Kind = Kind { kind: 3, code: 3 };
+    /// Destination unreachable: host unreachable.
+    pub const HOST_UNREACHABLE: Kind = Kind { kind: 3, code: 1 };
     /// Destination unreachable: fragmentation needed (RFC 1191 gives it the MTU).
     pub const FRAGMENTATION_NEEDED: Kind = Kind { kind: 3, code: 4 };
     /// Time to live exceeded in transit.
@@ -49,6 +51,8 @@ pub mod v6 {
     use super::Kind;
     /// Destination unreachable: port unreachable.
     pub const PORT_UNREACHABLE: Kind = Kind { kind: 1, code: 4 };
+    /// Destination unreachable: address unreachable.
+    pub const ADDRESS_UNREACHABLE: Kind = Kind { kind: 1, code: 3 };
     /// Packet too big, with the MTU.
     pub const PACKET_TOO_BIG: Kind = Kind { kind: 2, code: 0 };
     /// Hop limit exceeded in transit.

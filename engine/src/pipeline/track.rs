@@ -1,12 +1,12 @@
 //! The stage that finds a packet's connection and lets the packet change it.
 
-use super::egress::Way;
+use super::egress::{Refused, Way};
 use super::parse::{Kind, Parsed};
 use super::state;
 use super::{Commons, View};
 use crate::batch::Packet;
 use crate::counters::{Event, Traffic, WorkerCounters};
-use crate::forward::icmp::Limiter;
+use crate::forward::icmp::{Limiter, Report};
 use crate::service::Destinations;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
@@ -27,6 +27,8 @@ pub(super) struct Tracker {
     pub(super) commons: Arc<Commons>,
     /// Whether the way is known now of fragments that had to wait.
     pub(super) released: bool,
+    /// Whether the next hop of what is judged was waited for in vain.
+    pub(super) given_up: bool,
     /// This batch's packets, added to the total at its end.
     pub(super) traffic: Traffic,
     /// Counts the IPv4 packets of our own making that may be fragmented.
@@ -51,8 +53,17 @@ impl Tracker {
         commons: Arc<Commons>,
     ) -> Self {
         let (limiter, traffic) = (Limiter::default(), Traffic::default());
-        let (released, made) = (false, Cell::new(0));
-        Tracker { handle, destinations, counters, limiter, commons, released, traffic, made }
+        Tracker {
+            handle,
+            destinations,
+            counters,
+            limiter,
+            commons,
+            released: false,
+            given_up: false,
+            traffic,
+            made: Cell::new(0),
+        }
     }
 
     pub(super) fn end(&mut self) {
@@ -148,7 +159,7 @@ impl Tracker {
             Some(way) => way,
             None => match Way::ask(view, &connection, hit.direction) {
                 Ok(way) => way,
-                Err(verdict) => return verdict,
+                Err(verdict) => return self.stranded(view, packet, parsed, hit.direction, verdict),
             },
         };
         if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
@@ -179,7 +190,7 @@ impl Tracker {
         let found = Found { connection, meta: connection.meta(), direction: Direction::In };
         let way = match Way::ask(view, &connection, Direction::In) {
             Ok(way) => way,
-            Err(verdict) => return verdict,
+            Err(verdict) => return self.stranded(view, packet, parsed, Direction::In, verdict),
         };
         if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
@@ -197,6 +208,25 @@ impl Tracker {
     pub(super) fn count_more(&mut self, destination: DestinationId, direction: Direction, bytes: u64) {
         self.counters.more(destination, direction, bytes);
         self.traffic.more(direction, bytes);
+    }
+
+    /// A packet that has no way now. Its sender is told when no route leads there, and when the next hop was waited for in vain:
+    /// of IPv6 neighbours the kernel says so only to senders on this host.
+    #[cold]
+    fn stranded(
+        &mut self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        direction: Direction,
+        verdict: Verdict,
+    ) -> Verdict {
+        let (reason, report) = match verdict {
+            Verdict::Drop(Reason::NoRoute) => (Reason::NoRoute, Report::NoRoute),
+            Verdict::Hold(_) if self.given_up => (Reason::NeighbourUnresolved, Report::NoAnswer),
+            other => return other,
+        };
+        self.refuse(view, packet, parsed, direction, Refused { reason, report: Some(report) })
     }
 
     /// The packet moves its connection to another state, or leaves it where it is.

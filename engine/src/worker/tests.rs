@@ -95,6 +95,7 @@ struct Obedient {
     calls: Arc<Mutex<Vec<&'static str>>>,
     first_came: bool,
     released: bool,
+    giving_up: bool,
 }
 
 const TRANSMIT_0: u8 = 0;
@@ -138,10 +139,17 @@ impl Process for Obedient {
                 }
                 port => Verdict::Transmit(PortId(port.into())),
             };
+            if let Verdict::Hold(_) = verdict {
+                self.calls.lock().unwrap().extend(self.giving_up.then_some("held in vain"));
+            }
             if !matches!(verdict, Verdict::Hold(_) | Verdict::Segment(_) | Verdict::Await) {
                 packet.frame_mut()[1] += 1;
             }
         }
+    }
+
+    fn give_up(&mut self, waited: bool) {
+        self.giving_up = waited;
     }
 
     fn dropped(&mut self, reason: Reason) {
@@ -425,10 +433,15 @@ fn a_held_frame_is_given_up_after_three_seconds() {
         bench.turn_after(100);
     }
     assert_eq!((bench.dropped(), bench.free()), (vec![], FRAMES - 1));
+    let in_vain = |bench: &Bench| {
+        bench.judge.calls.lock().unwrap().iter().filter(|call| **call == "held in vain").count()
+    };
+    assert_eq!(in_vain(&bench), 0);
     for _ in 0..3 {
         bench.turn_after(100);
     }
     assert_eq!((bench.dropped(), bench.free()), (vec![Reason::NeighbourUnresolved], FRAMES));
+    assert_eq!(in_vain(&bench), 1);
     let asked = std::iter::from_fn(|| bench.notices.next()).count();
     assert_eq!(asked, 3, "at once and every second");
 }
