@@ -18,6 +18,7 @@ use crate::registry::{Features, LONGEST_TIMEOUT, NoPlane, Registry};
 use reader::{Found, Reader, Section, alternatives, did_you_mean};
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::Path;
@@ -28,6 +29,12 @@ use uvs_engine::snapshot::{ForwardOptions, OnRemove};
 const MAX_WORKERS: u32 = 64;
 const _: () = assert!(MAX_WORKERS as usize == uvs_engine::worker::MAX_WORKERS);
 
+/// Bytes of the longest file that is read: a million services and their real servers.
+const LONGEST: u64 = 256 << 20;
+
+/// Bytes of the longest path of a socket: `sun_path` (unix(7)) less room for the name it has while it is made.
+const LONGEST_SOCKET: usize = 99;
+
 /// Reads a file.
 ///
 /// # Errors
@@ -36,7 +43,13 @@ pub fn load(path: &Path) -> Result<RunOptions, Faults> {
     let file = path.display().to_string();
     let unreadable =
         |message| Faults { file: file.clone(), faults: vec![Fault { line: 1, column: 1, message }] };
-    let bytes = std::fs::read(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(unreadable(format!("found more than {} MiB, expected a configuration", LONGEST >> 20)));
+    }
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
         unreadable(format!("found a byte that is not UTF-8 in line {line}, expected a TOML file"))
@@ -87,9 +100,7 @@ fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
         io: section.one_of("io", &IO).unwrap_or_default(),
         xdp_mode: section.one_of("xdp_mode", &MODES).unwrap_or_default(),
         workers: workers(reader, &section),
-        socket: section
-            .text("socket", "the path of a socket")
-            .map_or(SocketPlace::Namespace, |path| SocketPlace::Path(path.value.into())),
+        socket: socket(reader, &section),
         assign_vips: section.boolean("assign_vips").is_some_and(|found| found.value),
         reserve_ports: section.boolean("reserve_ports").is_some_and(|found| found.value),
         on_crash: section.one_of("on_crash", &ON_CRASH).unwrap_or_default(),
@@ -105,6 +116,17 @@ fn director(reader: &Reader<'_>, section: Section<'_, '_>) -> RunOptions {
     options
 }
 
+fn socket(reader: &Reader<'_>, section: &Section<'_, '_>) -> SocketPlace {
+    let Some(path) = section.text("socket", "the path of a socket") else { return SocketPlace::Namespace };
+    let (length, expected) = (path.value.len(), format!("the path of a socket, 1 to {LONGEST_SOCKET} bytes"));
+    if length == 0 || path.value.contains('\0') {
+        reader.expected(path.at, format!("the text {:?}", path.value), expected);
+    } else if length > LONGEST_SOCKET {
+        reader.expected(path.at, format!("{length} bytes"), expected);
+    }
+    SocketPlace::Path(path.value.into())
+}
+
 fn interfaces(reader: &Reader<'_>, section: &Section<'_, '_>) -> Interfaces {
     const EXPECTED: &str = "a list of interface names, or [\"all\"]";
     let Some(list) = section.texts("interfaces", EXPECTED) else { return Interfaces::default() };
@@ -112,11 +134,14 @@ fn interfaces(reader: &Reader<'_>, section: &Section<'_, '_>) -> Interfaces {
         reader.expected(list.at, "an empty list", EXPECTED);
     }
     for (index, name) in list.value.iter().enumerate() {
-        if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
-            let found = format!("the text \"{}\"", name.value);
+        let impossible = |letter: char| letter == '/' || letter.is_whitespace() || letter.is_control();
+        if name.value.is_empty() || name.value.len() > 15 || name.value.contains(impossible) {
+            let found = format!("the text {:?}", name.value);
             reader.expected(name.at.clone(), found, "the name of an interface, at most 15 bytes");
         } else if list.value[..index].iter().any(|earlier| earlier.value == name.value) {
             reader.expected(name.at.clone(), format!("`{}` again", name.value), "each interface once");
+        } else if name.value == "all" && list.value.len() > 1 {
+            reader.expected(name.at.clone(), "`all` beside other names", EXPECTED);
         }
     }
     Interfaces::from_names(list.value.iter().map(|name| name.value.to_owned()).collect())

@@ -46,6 +46,7 @@ fn an_empty_file_is_the_defaults() {
 #[test]
 fn every_fault_is_told_with_its_place() {
     let service = "[[service]]\naddress = \"192.0.2.1:80\"\n";
+    let long_socket = &format!("[director]\nsocket = \"{}\"", "s".repeat(100));
     for (text, expected) in [
         ("[director]\ninterfaces = [", &["2:15:"][..]),
         (
@@ -56,6 +57,19 @@ fn every_fault_is_told_with_its_place() {
             "[director]\ninterfaces = \"eth0\"",
             &["2:14: found the text \"eth0\", expected a list of interface names, or [\"all\"]"],
         ),
+        (
+            "[director]\ninterfaces = [\"all\", \"eth0\"]",
+            &["2:15: found `all` beside other names, expected a list of interface names, or [\"all\"]"],
+        ),
+        (
+            "[director]\ninterfaces = [\"d\\u00000\"]",
+            &["2:15: found the text \"d\\00\", expected the name of an interface, at most 15 bytes"],
+        ),
+        (
+            "[director]\nsocket = \"\"",
+            &["2:10: found the text \"\", expected the path of a socket, 1 to 99 bytes"],
+        ),
+        (long_socket, &["2:10: found 100 bytes, expected the path of a socket, 1 to 99 bytes"]),
         ("[director]\ninterfaces = []", &["2:14: found an empty list, expected a list of interface names"]),
         (
             "[director]\ninterfaces = [\"eth0\", \"eth0\"]",
