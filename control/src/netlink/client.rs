@@ -13,7 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::net::IpAddr;
 
 /// What the kernel keeps as the origin of the addresses that a director puts on devices (`IFA_PROTO`, Linux 5.18; older ones
-/// forget it). One of those left to everybody, as for routes; `ip address` shows it as `proto 0x76`.
+/// forget it). One of those left to everybody, as for routes. A new enough `ip address` shows it as `proto 0x76`.
 const ORIGIN: AddressProtocol = AddressProtocol::Other(b'v');
 
 /// How an address came to be on a device.
