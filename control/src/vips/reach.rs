@@ -99,7 +99,7 @@ impl<'a> Host<'a> {
         let Some(subnet) = self.subnet(vip) else {
             let alone = format!(
                 "{vip} is no address of this host and on none of its subnets: only what a router sends here will \
-                 reach the virtual service; use --assign-vips, or 'ip address add {vip} dev {}'",
+                 reach this director; use --assign-vips, or 'ip address add {vip} dev {}'",
                 self.name(self.first().unwrap_or(0)),
             );
             return (!ours).then_some(alone);
@@ -109,7 +109,7 @@ impl<'a> Host<'a> {
         if !self.held.contains(&subnet.ifindex) {
             return Some(format!(
                 "{vip} is on the subnet {network} of device {name}, which this director does not hold: traffic for \
-                 the virtual service goes to the kernel; add --interface {name}",
+                 it goes to the kernel; add --interface {name}",
             ));
         }
         (!ours).then(|| {
