@@ -98,6 +98,22 @@ fn a_tag_is_taken_off_a_frame_that_changes_its_link() {
 }
 
 #[test]
+fn two_tags_are_taken_off_or_stay_together() {
+    let outer = |bytes: Vec<u8>| [&bytes[..12], &[0x88, 0xa8, 0, 9], &bytes[12..]].concat();
+    established(|director, plan, method, protocol| {
+        for unfinished in [false, true] {
+            let tagged = Frame { vlan: Some(7), ..Frame::from_client(plan, protocol, ACK) };
+            let bytes = |frame: &Frame| if unfinished { frame.unfinished() } else { frame.bytes() };
+            let expected = Frame { vlan: None, ..forwarded(plan, method, tagged.clone()) };
+            assert_eq!(director.run(CLIENTS, &outer(bytes(&tagged))), (TO_SERVERS, expected.bytes()));
+            let tagged = Frame { to_mac: PORT_MACS[1], ..tagged };
+            let expected = forwarded(plan, method, tagged.clone());
+            assert_eq!(director.run(SERVERS, &outer(bytes(&tagged))), (TO_SERVERS, outer(expected.bytes())));
+        }
+    });
+}
+
+#[test]
 fn udp_without_a_checksum_stays_without() {
     let [plan, _] = plans();
     let (mut director, _) = Director::with_server(&plan, Method::Nat);

@@ -74,8 +74,8 @@ impl Method {
     }
 }
 
-/// Addresses the frame to its next hop and says where it leaves. A tag stays on a frame that leaves by the device it came
-/// from, and is taken off otherwise: the VLAN is the ingress link's business.
+/// Addresses the frame to its next hop and says where it leaves. Tags stay on a frame that leaves by the device it came
+/// from, and are taken off otherwise: the VLAN is the ingress link's business.
 #[inline]
 pub(crate) fn send(
     packet: &mut Packet<'_>,
@@ -84,14 +84,14 @@ pub(crate) fn send(
     egress: &Port,
 ) -> Result<PortId, Reason> {
     if parsed.is_tagged() && packet.port() != hop.port() {
-        strip_tag(packet);
+        strip_tags(packet, parsed);
     }
     Ethernet::parse_mut(packet.frame_mut())?.set_addresses(hop.mac(), egress.mac);
     Ok(hop.port())
 }
 
-/// Takes the tag off; both addresses are to be written anew.
-fn strip_tag(packet: &mut Packet<'_>) {
-    // The EtherType behind the tag comes to lie where the tag's was.
-    let _there_is_a_tag = packet.shrink_front(ethernet::TAG_LEN);
+/// Takes the tags off; both addresses are to be written anew.
+fn strip_tags(packet: &mut Packet<'_>, parsed: &Parsed) {
+    // The EtherType behind the tags comes to lie where the first tag's was.
+    let _there_are_tags = packet.shrink_front(parsed.network() - ethernet::HEADER_LEN);
 }

@@ -1,4 +1,4 @@
-//! Ethernet II frames, with or without one IEEE 802.1Q tag.
+//! Ethernet II frames, without a tag or with IEEE 802.1Q tags, two at most.
 
 use super::{Error, array, array_mut, be16};
 use std::ops::{Deref, DerefMut, Range};
@@ -17,6 +17,11 @@ pub const IPV4: u16 = 0x0800;
 pub const IPV6: u16 = 0x86dd;
 /// EtherType of an IEEE 802.1Q tag.
 pub const VLAN: u16 = 0x8100;
+/// EtherType of a service provider's tag, before a customer's (IEEE 802.1ad).
+pub const SERVICE_VLAN: u16 = 0x88a8;
+
+/// Tags that a frame may have.
+pub const MAX_TAGS: usize = 2;
 
 /// Byte ranges of the header.
 pub mod field {
@@ -82,15 +87,17 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ethernet<B> {
     }
 }
 
-/// The EtherType of what `frame` carries and where that starts, looking through one tag.
+/// The EtherType of what `frame` carries and where that starts, looking through two tags at most.
 #[inline]
 pub fn payload(frame: &[u8]) -> Result<(u16, usize), Error> {
-    let ethertype = Ethernet::parse(frame)?.ethertype();
-    if ethertype != VLAN {
-        return Ok((ethertype, HEADER_LEN));
+    let mut ethertype = Ethernet::parse(frame)?.ethertype();
+    let mut start = HEADER_LEN;
+    while matches!(ethertype, VLAN | SERVICE_VLAN) && start < HEADER_LEN + MAX_TAGS * TAG_LEN {
+        let tag: &[u8; TAG_LEN] = array(frame, start)?;
+        ethertype = be16(tag, TAG_LEN - 2);
+        start += TAG_LEN;
     }
-    let tagged: &[u8; HEADER_LEN + TAG_LEN] = array(frame, 0)?;
-    Ok((be16(tagged, HEADER_LEN + TAG_LEN - 2), HEADER_LEN + TAG_LEN))
+    Ok((ethertype, start))
 }
 
 #[cfg(test)]
@@ -112,12 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn looks_through_one_tag() {
+    fn looks_through_two_tags() {
         assert_eq!(payload(&UNTAGGED), Ok((IPV4, 14)));
         assert_eq!(payload(&TAGGED), Ok((IPV6, 18)));
         let mut twice = TAGGED;
         twice[16..18].copy_from_slice(&[0x81, 0]);
-        assert_eq!(payload(&twice), Ok((VLAN, 18)));
+        assert_eq!(payload(&twice), Err(Error::Truncated));
+        let outer = [&TAGGED[..12], &[0x88, 0xa8, 0, 1], &TAGGED[12..]].concat();
+        assert_eq!(payload(&outer), Ok((IPV6, 22)));
+        let thrice = [&outer[..16], &[0x81, 0, 0, 1], &outer[16..]].concat();
+        assert_eq!(payload(&thrice), Ok((VLAN, 22)), "a third is not ours to take");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl Parsed {
         self.packet_len as usize
     }
 
-    /// Whether the frame carries an 802.1Q tag.
+    /// Whether the frame carries VLAN tags.
     #[inline]
     pub(crate) fn is_tagged(&self) -> bool {
         self.network() > ethernet::HEADER_LEN
