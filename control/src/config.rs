@@ -452,7 +452,7 @@ impl Services<'_, '_> {
 
     fn reachable(&self, server: &ServerSpec, service: &ServiceId, at: &Range<usize>) -> bool {
         let tunnel = matches!(server.method, Method::Tunnel(_));
-        if Family::of(server.address.ip()) != service.family() && !tunnel {
+        if Family::of(server.address.ip()) != service.family() && !server.method.joins_families() {
             let family = if service.family() == Family::Ipv4 { "an IPv4" } else { "an IPv6" };
             self.reader.expected(at.clone(), server.address, format!("{family} address, as the service has"));
             return false;

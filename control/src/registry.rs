@@ -432,8 +432,7 @@ impl<A: Apply> Registry<A> {
 
 /// What the kernel looks at before it looks for the server.
 fn check_server(service: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
-    let tunnel = matches!(server.method, Method::Tunnel(_));
-    if Family::of(server.address.ip()) != service.family() && !tunnel {
+    if Family::of(server.address.ip()) != service.family() && !server.method.joins_families() {
         return Err(Refusal::Invalid);
     }
     if server.weight > i32::MAX.unsigned_abs() || server.lower_threshold > server.upper_threshold {

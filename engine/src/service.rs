@@ -140,7 +140,8 @@ impl DestinationConfig {
         if lower > upper {
             return Err(ServiceError::ThresholdsOutOfRange { upper, lower });
         }
-        if self.address.is_ipv4() != key.address.is_ipv4() && self.method != Method::Tunnel {
+        let joins_families = matches!(self.method, Method::Tunnel | Method::FullNat);
+        if self.address.is_ipv4() != key.address.is_ipv4() && !joins_families {
             return Err(ServiceError::FamilyMismatch(self.address));
         }
         if is_one_host(self.address.ip()) { Ok(()) } else { Err(ServiceError::NotUnicast(self.address)) }

@@ -65,6 +65,8 @@ reasons! {
     Malformed = "malformed",
     /// The checksum of the IPv4 header, or of an ICMP error, is wrong.
     BadChecksum = "bad_checksum",
+    /// A packet between a client and a real server of different IP versions that says what the other version cannot.
+    Untranslatable = "untranslatable",
     /// The link-layer address is another host's.
     OtherHost = "other_host",
     /// The source address cannot be a client's (multicast, loopback, this host's own).

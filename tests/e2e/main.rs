@@ -7,6 +7,7 @@ mod change;
 mod demo;
 mod director;
 mod endings;
+mod families;
 mod faults;
 mod fullnat;
 #[path = "../../lab/tests/harness/mod.rs"]
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ("fullnat", fullnat::TESTS),
         ("real_server", real_server::TESTS),
         ("endings", endings::TESTS),
+        ("families", families::TESTS),
         ("demo", demo::TESTS),
     ])
 }

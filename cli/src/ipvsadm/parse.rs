@@ -449,7 +449,7 @@ impl Draft {
     fn server_spec(&self) -> Result<ServerSpec, Complaint> {
         let address = self.server_address();
         let tunneled = matches!(self.method, Method::Tunnel(_));
-        if Family::of(address.ip()) != self.family && !tunneled {
+        if Family::of(address.ip()) != self.family && !self.method.joins_families() {
             return complaint("Different address family is allowed only for tunneling servers");
         }
         let method = if tunneled {

@@ -211,6 +211,13 @@ pub enum Method {
     FullNat,
 }
 
+impl Method {
+    /// Whether a real server may have an address of the IP version that its service has not.
+    pub fn joins_families(self) -> bool {
+        matches!(self, Method::Tunnel(_) | Method::FullNat)
+    }
+}
+
 /// The encapsulation of a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tunnel {

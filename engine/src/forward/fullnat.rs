@@ -6,7 +6,8 @@
 //! not negotiated: a port may be used again as soon as its last connection is over, if the new sequence numbers begin behind the
 //! end of the old ones (RFC 6191, without timestamps).
 
-use super::nat;
+use super::icmp::Report;
+use super::{families, nat};
 use crate::batch::Packet;
 use crate::packet::checksum::Delta;
 use crate::packet::tcp::{self, Tcp, flag};
@@ -149,15 +150,32 @@ pub(crate) fn translate(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Resul
     let completed = match &parsed.flow {
         Flow::V4(from) => match connection.flow4(meta, direction.reversed()) {
             Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
-            None => return Err(Reason::DestinationGone.into()),
+            None => return translate_family(packet, passage),
         },
         Flow::V6(from) => match connection.flow(direction.reversed()) {
             Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
-            Flow::V4(_) => return Err(Reason::DestinationGone.into()),
+            Flow::V4(_) => return translate_family(packet, passage),
         },
     };
     if meta.protocol() == protocol::TCP && parsed.kind != Kind::Later {
         renumber(packet, parsed, &connection, direction)?;
+    }
+    Ok(completed)
+}
+
+/// As [`translate`], where client and real server speak different IP versions.
+#[cold]
+fn translate_family(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Result<bool, Refused> {
+    let Found { connection, meta, direction } = *passage.found;
+    let (parsed, to) = (passage.parsed, connection.flow(direction.reversed()).reversed());
+    let limit = families::limit(&parsed.flow, &to, passage.egress.mtu);
+    if parsed.packet_len() > limit as usize {
+        let told = parsed.must_not_be_fragmented(packet.frame());
+        return Err(Refused { reason: Reason::TooBig, report: told.then_some(Report::TooBig(limit)) });
+    }
+    let (moved, completed) = families::translate(packet, parsed, &to)?;
+    if meta.protocol() == protocol::TCP {
+        renumber(packet, &moved, &connection, direction)?;
     }
     Ok(completed)
 }

@@ -1,6 +1,7 @@
 //! How packets reach a real server: one file per method.
 
 pub(crate) mod direct;
+pub(crate) mod families;
 pub(crate) mod fullnat;
 pub(crate) mod icmp;
 pub(crate) mod nat;

@@ -125,7 +125,7 @@ fn addresses4([a, b, c, d]: [u8; 4], [e, f, g, h]: [u8; 4]) -> u64 {
 
 /// Writes both ports at `frame[transport..]`, and of TCP adds `shift` to the sequence number behind them. Returns what that adds
 /// to a checksum over them.
-fn write_transport(frame: &mut [u8], transport: usize, flow: &Flow, shift: u32) -> Delta {
+pub(crate) fn write_transport(frame: &mut [u8], transport: usize, flow: &Flow, shift: u32) -> Delta {
     let Some(bytes) = frame.get_mut(transport..).and_then(<[u8]>::first_chunk_mut::<TRANSPORT_BYTES>) else {
         return Delta::default();
     };

@@ -90,6 +90,12 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Icmp<B> {
         Kind { kind: self.0[field::TYPE], code: self.0[field::CODE] }
     }
 
+    /// The four bytes behind the checksum: an MTU, a pointer, or nothing.
+    pub fn word(&self) -> u32 {
+        let [.., a, b, c, d] = *self.0;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// The checksum field, as it lies in memory.
     pub fn checksum(&self) -> u16 {
         u16::from_ne_bytes([self.0[2], self.0[3]])
@@ -97,9 +103,10 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Icmp<B> {
 }
 
 impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Icmp<B> {
-    /// Writes an error's header with a checksum of zero. `mtu` goes where both versions have it, zero where there is none.
-    pub fn emit(&mut self, message: Kind, mtu: u32) {
-        let [a, b, c, d] = mtu.to_be_bytes();
+    /// Writes an error's header with a checksum of zero. `word` is the four bytes behind that: where both versions have an MTU,
+    /// zero where there is nothing.
+    pub fn emit(&mut self, message: Kind, word: u32) {
+        let [a, b, c, d] = word.to_be_bytes();
         *self.0 = [message.kind, message.code, 0, 0, a, b, c, d];
     }
 

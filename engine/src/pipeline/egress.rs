@@ -7,7 +7,7 @@ use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::tunnel::{self, Ends, Marks};
-use crate::forward::{self, Method, direct, fullnat, nat, partial};
+use crate::forward::{self, Method, direct, families, fullnat, nat, partial};
 use crate::nexthop::{Cached, HopWord, Resolved};
 use crate::packet::protocol;
 use crate::packet::tcp::flag;
@@ -205,6 +205,9 @@ impl Tracker {
         }
         let limit = match Method::of_flags(found.meta.flags()) {
             Some(Method::Tunnel) => self.wrapping(found, egress).ok()?.limit,
+            Some(Method::FullNat) => {
+                families::limit(&parsed.flow, &found.connection.flow(found.direction.reversed()), egress.mtu)
+            }
             _ => egress.mtu,
         };
         if parsed.packet_len() <= limit as usize {

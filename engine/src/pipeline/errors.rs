@@ -7,7 +7,7 @@ use super::track::{Found, Tracker};
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::quoted::{self, Quote};
-use crate::forward::{self, Method};
+use crate::forward::{self, Method, families};
 use crate::packet::checksum::Sum;
 use crate::packet::icmp::{self, Icmp};
 use crate::packet::ipv6::Ipv6;
@@ -106,9 +106,8 @@ fn rewrite(
     method: Method,
 ) -> Result<(), Reason> {
     let Found { connection, direction, .. } = *found;
-    let frame = packet.frame_mut();
     match method {
-        Method::Direct | Method::Tunnel => quoted::age(frame, parsed),
+        Method::Direct | Method::Tunnel => quoted::age(packet.frame_mut(), parsed),
         Method::Nat | Method::FullNat => {
             // The client's sequence numbers are not those that the real server saw; the server's are its own on both sides.
             let shift = match direction {
@@ -116,9 +115,13 @@ fn rewrite(
                 Direction::Out => connection.sequence().delta.wrapping_neg(),
             };
             match (&parsed.flow, connection.flow(direction.reversed()).reversed()) {
-                (Flow::V4(from), Flow::V4(to)) => quoted::translate4(frame, parsed, from, &to, shift),
-                (Flow::V6(from), Flow::V6(to)) => quoted::translate6(frame, parsed, from, &to, shift),
-                _ => return Err(Reason::DestinationGone),
+                (Flow::V4(from), Flow::V4(to)) => {
+                    quoted::translate4(packet.frame_mut(), parsed, from, &to, shift);
+                }
+                (Flow::V6(from), Flow::V6(to)) => {
+                    quoted::translate6(packet.frame_mut(), parsed, from, &to, shift);
+                }
+                (_, to) => families::error(packet, parsed, &to, shift)?,
             }
         }
     }

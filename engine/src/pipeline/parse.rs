@@ -101,6 +101,14 @@ impl Parsed {
         self.network() > ethernet::HEADER_LEN
     }
 
+    /// The same payload behind an IP header of `header_len` bytes without options, for `flow`.
+    pub(crate) fn moved(&self, flow: Flow, header_len: usize) -> Parsed {
+        let network = self.network();
+        let packet_len = self.packet_len() + network + header_len - self.transport();
+        let transport = u16::try_from(network + header_len).unwrap_or(u16::MAX);
+        Parsed { flow, transport, packet_len: u32::try_from(packet_len).unwrap_or(u32::MAX), ..*self }
+    }
+
     /// Whether no router may fragment the packet: its sender has to be told when it is too long.
     pub(crate) fn must_not_be_fragmented(&self, frame: &[u8]) -> bool {
         match self.flow {

@@ -82,8 +82,9 @@ impl Tracker {
     ) -> Result<Inserted, Reason> {
         let protocol = parsed.flow.protocol();
         let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len());
+        let server = connection.real.source();
         let wanted = Wanted {
-            server: connection.real.source(),
+            server: SocketAddr::new(server.ip().to_canonical(), server.port()),
             protocol,
             initial: tcp.map_or(0, |tcp| tcp.sequence()),
             now: view.now,
