@@ -149,6 +149,8 @@ events! {
     IcmpSent = "icmp_sent",
     /// An ICMP error of somebody else about a connection's packet went on to that packet's sender.
     IcmpRelayed = "icmp_relayed",
+    /// The path to a tunnelled real server turned out shorter than was known, in bytes of its longest packet.
+    PathMtuLearnt = "path_mtu_learnt",
     /// An ICMP error was not sent because too many were.
     IcmpLimited = "icmp_limited",
     /// A frame came with an unfinished transport checksum, which was completed.

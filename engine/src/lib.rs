@@ -8,6 +8,7 @@ mod chunked;
 pub mod counters;
 pub mod forward;
 pub mod link;
+pub mod mtu;
 pub mod nexthop;
 pub mod packet;
 pub mod pipeline;

@@ -12,6 +12,7 @@ mod parse;
 mod schedule;
 mod state;
 mod track;
+mod tunnel_errors;
 
 pub use commons::Commons;
 pub(crate) use egress::{Passage, Refused};

@@ -5,6 +5,7 @@
 //! when every worker works from it, which is when a command may say that it is done.
 
 use crate::batch::PortId;
+use crate::mtu::PathMtus;
 use crate::nexthop::{NextHops, Routes};
 use crate::service::Services;
 use arc_swap::ArcSwap;
@@ -83,6 +84,8 @@ pub struct Snapshot {
     pub on_remove: OnRemove,
     /// How packets are forwarded.
     pub options: ForwardOptions,
+    /// What is known of the paths to tunnelled real servers. Shared by all snapshots; packets change it.
+    pub paths: Arc<PathMtus>,
 }
 
 impl Snapshot {
@@ -98,6 +101,7 @@ impl Snapshot {
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
             options: ForwardOptions::default(),
+            paths: Arc::default(),
         }
     }
 

@@ -67,6 +67,8 @@ reasons! {
     BadChecksum = "bad_checksum",
     /// A packet between a client and a real server of different IP versions that says what the other version cannot.
     Untranslatable = "untranslatable",
+    /// An ICMP error about a packet that went through a tunnel of ours, of which there is nothing to tell the client.
+    TunnelError = "tunnel_error",
     /// The link-layer address is another host's.
     OtherHost = "other_host",
     /// The source address cannot be a client's (multicast, loopback, this host's own).

@@ -8,7 +8,7 @@ use crate::packet::icmp::{self, Icmp, Kind};
 use crate::packet::ipv4::{self, Ipv4};
 use crate::packet::ipv6::{self, Ipv6};
 use crate::packet::{Error, protocol};
-use crate::pipeline::Parsed;
+use crate::pipeline::{self, Parsed};
 use crate::verdict::Verdict;
 use std::net::IpAddr;
 use uvs_conntrack::{Flow, Tick};
@@ -26,6 +26,8 @@ pub(crate) enum Report {
     TimeExceeded,
     /// The packet is longer than the next link's MTU and must not be fragmented.
     TooBig(u32),
+    /// What another router reported, and the four bytes that it put behind the checksum.
+    Passed(Kind, u32),
 }
 
 impl Report {
@@ -39,12 +41,13 @@ impl Report {
             (Report::TimeExceeded, false) => icmp::v6::TIME_EXCEEDED,
             (Report::TooBig(_), true) => icmp::v4::FRAGMENTATION_NEEDED,
             (Report::TooBig(_), false) => icmp::v6::PACKET_TOO_BIG,
+            (Report::Passed(kind, _), _) => kind,
         }
     }
 
-    fn mtu(self) -> u32 {
+    fn word(self) -> u32 {
         match self {
-            Report::TooBig(mtu) => mtu,
+            Report::TooBig(word) | Report::Passed(_, word) => word,
             Report::PortUnreachable | Report::NoRoute | Report::NoAnswer | Report::TimeExceeded => 0,
         }
     }
@@ -71,7 +74,8 @@ pub(crate) fn report(
     from: IpAddr,
 ) -> Result<Verdict, Error> {
     partial::complete(packet, parsed);
-    if let Report::TooBig(_) | Report::NoAnswer = report {
+    // What an error of somebody else quotes has its age already.
+    if parsed.kind != pipeline::Kind::Error && matches!(report, Report::TooBig(_) | Report::NoAnswer) {
         quoted::age(packet.frame_mut(), parsed);
     }
     let (header, max) = match parsed.flow {
@@ -91,7 +95,7 @@ pub(crate) fn report(
 
     let start = parsed.network() + header;
     let v4 = matches!(parsed.flow, Flow::V4(_));
-    Icmp::parse_mut(frame, start)?.emit(report.message(v4), report.mtu());
+    Icmp::parse_mut(frame, start)?.emit(report.message(v4), report.word());
     let length = frame.len() - start;
     let sum = Sum::of(&frame[start..]);
     let payload = u16::try_from(length).map_err(|_| Error::Malformed)?;

@@ -2,11 +2,15 @@
 //! kernel's `ip_vs_nat_icmp`), in a message whose checksum follows.
 
 use crate::packet::checksum::Delta;
+use crate::packet::gre::Gre;
+use crate::packet::gue::Gue;
 use crate::packet::icmp::{self, Icmp};
 use crate::packet::ipv4::Ipv4;
 use crate::packet::ipv6::{self, Ipv6};
-use crate::packet::protocol;
+use crate::packet::{ethernet, protocol, udp};
 use crate::pipeline::Parsed;
+use crate::plan::TunnelKind;
+use std::net::IpAddr;
 use uvs_conntrack::{Flow, Flow4, Flow6};
 
 /// Transport bytes that a quote must hold (RFC 792), which are enough for the ports and TCP's sequence number.
@@ -22,8 +26,8 @@ pub(crate) struct Quote {
 }
 
 impl Quote {
-    /// Reads the quoted IPv4 packet at `bytes[at..]`. Nothing: it is neither TCP nor UDP, a later fragment, or too little
-    /// of it is there.
+    /// Reads the quoted IPv4 packet at `bytes[at..]`. Nothing: it is neither TCP nor UDP nor a tunnel's (which has no ports), a
+    /// later fragment, or too little of it is there.
     pub(crate) fn parse4(bytes: &[u8], at: usize) -> Option<Self> {
         let header = Ipv4::parse(bytes, at).ok()?;
         let transport = at + header.header_len();
@@ -47,7 +51,67 @@ impl Quote {
 
 fn ports(bytes: &[u8], transport: usize, protocol: u8) -> Option<u32> {
     let [a, b, c, d, ..] = *bytes.get(transport..)?.first_chunk::<TRANSPORT_BYTES>()?;
-    matches!(protocol, protocol::TCP | protocol::UDP).then(|| u32::from_ne_bytes([a, b, c, d]))
+    match protocol {
+        protocol::TCP | protocol::UDP => Some(u32::from_ne_bytes([a, b, c, d])),
+        protocol::IPV4 | protocol::IPV6 | protocol::GRE => Some(0),
+        _ => None,
+    }
+}
+
+/// A packet of a tunnel that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wrapped {
+    /// The tunnel's far end.
+    pub(crate) server: IpAddr,
+    /// What is around the packet inside.
+    pub(crate) kind: TunnelKind,
+    /// The UDP port of GUE; 0 for the others.
+    pub(crate) port: u16,
+    /// Where the packet inside starts in the bytes given.
+    pub(crate) at: usize,
+    /// The packet inside.
+    pub(crate) inner: Quote,
+    /// Whether no router may fragment that.
+    pub(crate) dont_fragment: bool,
+}
+
+impl Wrapped {
+    /// Reads the quoted packet at `bytes[at..]`. Nothing: it is no tunnel's, or what it carries is not quoted far enough.
+    pub(crate) fn parse(bytes: &[u8], at: usize, v4: bool) -> Option<Self> {
+        let (server, upper, payload) = if v4 {
+            let header = Ipv4::parse(bytes, at).ok().filter(Ipv4::is_first)?;
+            (header.destination().into(), header.protocol(), at + header.header_len())
+        } else {
+            let header = Ipv6::parse(bytes, at).ok()?;
+            let upper = ipv6::upper_layer(bytes, at + ipv6::HEADER_LEN, header.next_header()).ok()?;
+            (header.destination().into(), upper.protocol, upper.first.then_some(upper.offset)?)
+        };
+        let (kind, port, at, protocol) = match upper {
+            protocol::IPV4 | protocol::IPV6 => (TunnelKind::Ipip, 0, payload, upper),
+            protocol::GRE => {
+                let gre = Gre::parse(bytes, payload).ok()?;
+                let inner = match gre.protocol() {
+                    ethernet::IPV4 => protocol::IPV4,
+                    ethernet::IPV6 => protocol::IPV6,
+                    _ => return None,
+                };
+                (TunnelKind::Gre, 0, payload + gre.header_len(), inner)
+            }
+            protocol::UDP => {
+                let [_, _, high, low, ..] = *bytes.get(payload..)?.first_chunk::<{ udp::HEADER_LEN }>()?;
+                let gue = Gue::parse(bytes, payload + udp::HEADER_LEN).ok()?;
+                let at = payload + udp::HEADER_LEN + gue.header_len();
+                (TunnelKind::Gue, u16::from_be_bytes([high, low]), at, gue.protocol())
+            }
+            _ => return None,
+        };
+        let (inner, dont_fragment) = if protocol == protocol::IPV4 {
+            (Quote::parse4(bytes, at)?, Ipv4::parse(bytes, at).ok()?.dont_fragment())
+        } else {
+            (Quote::parse6(bytes, at)?, true)
+        };
+        Some(Wrapped { server, kind, port, at, inner, dont_fragment })
+    }
 }
 
 /// Ages a packet that otherwise stays as it is, by one hop.

@@ -153,7 +153,9 @@ impl Passage<'_> {
 pub(super) struct Wrapping {
     tunnel: Tunnel,
     ends: Ends,
-    /// The longest packet in bytes that fits the next link.
+    /// The longest packet around another that fits the next link and what is known of the path, in bytes.
+    mtu: u32,
+    /// The longest packet in bytes that fits into that.
     pub(super) limit: u32,
 }
 
@@ -204,7 +206,7 @@ impl Tracker {
             return None;
         }
         let limit = match Method::of_flags(found.meta.flags()) {
-            Some(Method::Tunnel) => self.wrapping(found, egress).ok()?.limit,
+            Some(Method::Tunnel) => self.wrapping(view, found, egress).ok()?.limit,
             Some(Method::FullNat) => {
                 families::limit(&parsed.flow, &found.connection.flow(found.direction.reversed()), egress.mtu)
             }
@@ -236,7 +238,7 @@ impl Tracker {
         passage: &Passage<'_>,
     ) -> Result<Verdict, Refused> {
         let Passage { parsed, found, hop, egress } = *passage;
-        let wrapping = self.wrapping(found, egress)?;
+        let wrapping = self.wrapping(view, found, egress)?;
         let whole = !view.snapshot.options.pmtu_disc && matches!(parsed.flow, Flow::V4(_));
         passage.check_length(packet, if whole { u32::MAX } else { wrapping.limit })?;
         if direct::pass(packet, parsed) {
@@ -245,14 +247,19 @@ impl Tracker {
         self.wrap(view, packet, parsed, &wrapping)?;
         let port = forward::send(packet, parsed, hop, egress)?;
         if parsed.packet_len() > wrapping.limit as usize {
-            return Ok(Verdict::Fragment(port, u16::try_from(egress.mtu).unwrap_or(u16::MAX)));
+            return Ok(Verdict::Fragment(port, u16::try_from(wrapping.mtu).unwrap_or(u16::MAX)));
         }
         Ok(Verdict::Transmit(port))
     }
 
     /// How packets of this connection are wrapped on their way out of a device.
     #[inline(never)]
-    pub(super) fn wrapping(&self, found: &Found<'_>, egress: &Port) -> Result<Wrapping, Reason> {
+    pub(super) fn wrapping(
+        &self,
+        view: &View<'_>,
+        found: &Found<'_>,
+        egress: &Port,
+    ) -> Result<Wrapping, Reason> {
         let Found { connection, direction, .. } = found;
         let plan = self.destinations.plan(connection.destination());
         let tunnel = plan.tunnel.ok_or(Reason::DestinationGone)?;
@@ -261,7 +268,9 @@ impl Tracker {
         if server == connection.flow(*direction).destination().ip() {
             return Err(Reason::TunnelLoop);
         }
-        Ok(Wrapping { tunnel, ends, limit: tunnel.limit(ends.is_v4(), egress.mtu)? })
+        let path = view.snapshot.paths.limit(server, view.now).unwrap_or(u32::MAX);
+        let mtu = egress.mtu.min(path);
+        Ok(Wrapping { tunnel, ends, mtu, limit: tunnel.limit(ends.is_v4(), mtu)? })
     }
 
     /// Wraps a packet, aged and complete, for its real server.

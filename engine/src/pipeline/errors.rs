@@ -44,7 +44,9 @@ impl Tracker {
     /// An ICMP error. It changes nothing of its connection, and is itself never reported to its sender (RFC 1122 §3.2.2,
     /// RFC 4443 §2.4 e).
     pub(super) fn error(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
-        let Some(hit) = self.handle.find(&parsed.flow) else { return Verdict::ToKernel };
+        let Some(hit) = self.handle.find(&parsed.flow) else {
+            return self.tunnel_error(view, packet, parsed);
+        };
         let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
         if !checksum_holds(packet, parsed) {
             return Verdict::Drop(Reason::BadChecksum);
@@ -72,7 +74,7 @@ impl Tracker {
         let Some(method) = Method::of_flags(found.meta.flags()) else {
             return Verdict::Drop(Reason::DestinationGone);
         };
-        let wrapping = (method == Method::Tunnel).then(|| self.wrapping(&found, egress)).transpose();
+        let wrapping = (method == Method::Tunnel).then(|| self.wrapping(view, &found, egress)).transpose();
         let wrapping = match wrapping {
             Ok(wrapping) => wrapping,
             Err(reason) => return Verdict::Drop(reason),
@@ -129,7 +131,7 @@ fn rewrite(
 }
 
 /// Whether the message is as it was sent. Its checksum is corrected for what changes, which would make a damaged one whole.
-fn checksum_holds(packet: &Packet<'_>, parsed: &Parsed) -> bool {
+pub(super) fn checksum_holds(packet: &Packet<'_>, parsed: &Parsed) -> bool {
     let frame = packet.frame();
     let mut left = parsed.transport_len();
     let first = frame.get(parsed.transport()..).unwrap_or_default();

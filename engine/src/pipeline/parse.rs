@@ -109,6 +109,11 @@ impl Parsed {
         Parsed { flow, transport, packet_len: u32::try_from(packet_len).unwrap_or(u32::MAX), ..*self }
     }
 
+    /// Of an ICMP error: the packet of `flow`, `packet_len` bytes of which it quotes, once that lies where the error did.
+    pub(crate) fn unwrapped(&self, flow: Flow, packet_len: usize) -> Parsed {
+        Parsed { flow, packet_len: u32::try_from(packet_len).unwrap_or(u32::MAX), ..*self }
+    }
+
     /// Whether no router may fragment the packet: its sender has to be told when it is too long.
     pub(crate) fn must_not_be_fragmented(&self, frame: &[u8]) -> bool {
         match self.flow {
