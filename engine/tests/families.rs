@@ -188,8 +188,8 @@ fn options_and_extensions_are_left_out_unless_they_matter() {
     for (what, options, expected) in [
         ("nothing", [1, 1, 1, 0], TO_SERVERS),
         ("router alert", [148, 4, 0, 0], TO_SERVERS),
-        ("loose source route", [131, 3, 4, 0], Verdict::Drop(Reason::Untranslatable)),
-        ("strict source route, later", [1, 137, 3, 4], Verdict::Drop(Reason::Untranslatable)),
+        ("loose source route", [131, 3, 4, 0], Verdict::Drop(Reason::SourceRouted)),
+        ("strict source route, later", [1, 137, 3, 4], Verdict::Drop(Reason::SourceRouted)),
     ] {
         let (verdict, out) = director(&four).run(CLIENTS, &with_options(&frame, &options));
         assert_eq!(verdict, expected, "{what}");

@@ -142,7 +142,8 @@ fn read(frame: &[u8], network: usize, transport: usize, flow: &Flow) -> Result<H
     match flow {
         Flow::V4(_) => {
             let header = Ipv4::parse(frame, network)?;
-            if header.is_fragment() || has_source_route(frame, network + ipv4::HEADER_LEN, transport) {
+            let options = frame.get(network + ipv4::HEADER_LEN..transport).unwrap_or_default();
+            if header.is_fragment() || ipv4::is_source_routed(options) {
                 return Err(Reason::Untranslatable);
             }
             Ok(Header { class: header.tos(), hops_left: header.ttl(), protocol: flow.protocol() })
@@ -162,23 +163,6 @@ fn read(frame: &[u8], network: usize, transport: usize, flow: &Flow) -> Result<H
             Ok(Header { class, hops_left: header.hop_limit(), protocol: flow.protocol() })
         }
     }
-}
-
-/// Whether the IPv4 options at `frame[at..end]` say where the packet has to go (RFC 791 §3.1).
-fn has_source_route(frame: &[u8], mut at: usize, end: usize) -> bool {
-    const END: u8 = 0;
-    const NOTHING: u8 = 1;
-    const LOOSE: u8 = 131;
-    const STRICT: u8 = 137;
-    while at < end {
-        match (frame.get(at).copied(), frame.get(at + 1).copied()) {
-            (Some(NOTHING), _) => at += 1,
-            (Some(LOOSE | STRICT), _) => return true,
-            (None | Some(END), _) | (_, None | Some(0 | 1)) => return false,
-            (_, Some(length)) => at += usize::from(length),
-        }
-    }
-    false
 }
 
 /// Puts `new` bytes in the place of the `old` bytes at `network`, and the link-layer header before them.
