@@ -75,7 +75,10 @@ fn every_fault_is_told_with_its_place() {
             "[director]\ninterfaces = [\"eth0\", \"eth0\"]",
             &["2:23: found `eth0` again, expected each interface once"],
         ),
-        ("[director]\nio = \"xpd\"", &["2:6: found `xpd`, expected `auto` or `xdp`: did you mean `xdp`?"]),
+        (
+            "[director]\nio = \"xpd\"",
+            &["2:6: found `xpd`, expected `auto`, `xdp` or `raw`: did you mean `xdp`?"],
+        ),
         ("[director]\nworkers = 0", &["2:11: found the number 0, expected a whole number from 1 to 64"]),
         (
             "[director]\nworkers = 2\ncores = [0]",
@@ -180,7 +183,7 @@ fn every_fault_is_told_with_its_place() {
             "# ä\n[director]\nsocket = 5\nio = 5\nx = 1",
             &[
                 "3:10: found the number 5, expected the path of a socket",
-                "4:6: found the number 5, expected `auto` or `xdp`",
+                "4:6: found the number 5, expected `auto`, `xdp` or `raw`",
                 "5:1: found the unknown key `x`, expected one of: interfaces, ",
             ],
         ),
