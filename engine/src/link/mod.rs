@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod memory;
+pub mod pcap;
 pub mod raw;
 pub mod tun;
 pub mod xdp;
