@@ -1,4 +1,4 @@
-//! The command line: run, check, status, guard, real-server, demo, ipvsadm.
+//! The command line: run, check, replay, status, guard, real-server, demo, ipvsadm.
 //!
 //! Exit statuses: 0 when it is done, 1 when the director (or the demo) failed at its work, 2 when the command line, the
 //! configuration or the machine does not allow it to begin. `ipvsadm` has its own, those of ipvsadm: 0, 1, 2 and 255.
@@ -9,6 +9,7 @@ mod guard;
 pub mod ipvsadm;
 mod log;
 mod real_server;
+mod replay;
 mod run;
 mod status;
 
@@ -34,6 +35,8 @@ enum Command {
     Run(run::Args),
     /// Check a configuration file and tell everything that is wrong with it
     Check(check::Args),
+    /// Run captures through a director that is not there, and write down what it sends
+    Replay(replay::Args),
     /// Show workers, devices, the connection table and why frames were dropped
     Status(status::Args),
     /// Show or remove the guard that outlives a director
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Guard(args) => guard::run(&args),
         Command::RealServer(args) => real_server::run(&args),

@@ -72,9 +72,16 @@ impl Table<Memfd> {
     /// # Errors
     /// When the limits are out of bounds, or the kernel gives no memory or no randomness.
     pub fn create(limits: Limits) -> Result<Arc<Self>, TableError> {
+        Self::create_seeded(limits, random_seed()?)
+    }
+
+    /// As [`Table::create`] with a hash seed of the caller's choice, for runs that must repeat exactly.
+    ///
+    /// # Errors
+    /// When the limits are out of bounds, or the kernel gives no memory.
+    pub fn create_seeded(limits: Limits, seed: [u64; 4]) -> Result<Arc<Self>, TableError> {
         check(&limits)?;
-        let memory = Memfd::create(Geometry::of(&limits))?;
-        Self::format(memory, &limits, random_seed()?)
+        Self::format(Memfd::create(Geometry::of(&limits))?, &limits, seed)
     }
 
     /// Maps the table behind a descriptor. If the process that wrote it last was killed, at whatever instruction, the index

@@ -11,5 +11,6 @@ pub mod options;
 pub mod privilege;
 pub mod real_server;
 pub mod registry;
+pub mod replay;
 pub mod socket;
 pub mod vips;

@@ -10,6 +10,7 @@ mod handoff;
 mod hands;
 mod hold;
 mod notice;
+mod offline;
 mod tally;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use bell::Bell;
 pub use crew::{Crew, Lane, Link, Running, Seat};
 pub use handoff::MAX_WORKERS;
 pub use notice::{Notice, Notices};
+pub use offline::{Offline, Outcome};
 pub use tally::Tally;
 
 use crate::batch::{BATCH, Packet};

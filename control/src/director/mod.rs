@@ -14,6 +14,7 @@ mod plane;
 mod rates;
 mod report;
 pub mod reserve;
+pub(crate) mod services;
 mod watch;
 
 use crate::api::{Refusal, Request, Response};

@@ -461,7 +461,7 @@ impl Plane {
 }
 
 /// The data plane's key of a service by address; `None` for one by mark or of SCTP.
-fn key(id: &ServiceId) -> Option<ServiceKey> {
+pub(super) fn key(id: &ServiceId) -> Option<ServiceKey> {
     match id {
         ServiceId::Address { protocol: api::Protocol::Sctp, .. } | ServiceId::Mark { .. } => None,
         ServiceId::Address { protocol, address } => {
@@ -470,7 +470,7 @@ fn key(id: &ServiceId) -> Option<ServiceKey> {
     }
 }
 
-fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
+pub(super) fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
     let method = match server.method {
         api::Method::Masquerading => Method::Nat,
         api::Method::Direct => Method::Direct,
@@ -508,7 +508,7 @@ fn wrapping(tunnel: api::Tunnel) -> Tunnel {
     }
 }
 
-fn refusal(error: ServiceError) -> Refusal {
+pub(super) fn refusal(error: ServiceError) -> Refusal {
     match error {
         ServiceError::ServiceExists(_) => Refusal::ServiceExists,
         ServiceError::NoSuchService(_) => Refusal::NoSuchService,

@@ -14,6 +14,7 @@ pub mod ipv6;
 pub mod piece;
 pub mod segment;
 pub mod split;
+pub mod summary;
 pub mod tcp;
 pub mod tcp_options;
 pub mod udp;

@@ -1,0 +1,42 @@
+//! The services of a configuration, put into a snapshot that no worker uses yet. No host's own sockets have ports here that full
+//! NAT would have to leave alone.
+
+use super::plane::{destination, key, refusal};
+use crate::api::{Method, Refusal};
+use crate::options::RunOptions;
+use std::sync::Arc;
+use uvs_engine::Snapshot;
+use uvs_engine::service::{Destinations, LocalPool, Ports, Service};
+
+const NO_TUNNELS: &str = "a replay has no address of the director's for the packets around those to real servers behind a tunnel: \
+                          leave these out of the configuration that is replayed";
+
+/// Adds the services of `options`, which have passed the registry, with their real servers.
+///
+/// # Errors
+/// The first one's that the data plane has no room for, or cannot forward to.
+pub(crate) fn offer(
+    snapshot: &mut Snapshot,
+    destinations: &Arc<Destinations>,
+    options: &RunOptions,
+) -> Result<(), Refusal> {
+    let schedulers = uvs_schedulers::Registry::default();
+    for (spec, servers) in &options.services {
+        let key = key(&spec.id).ok_or(Refusal::Invalid)?;
+        let scheduler = schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
+        let service = Service::new(key, &spec.scheduler, scheduler, destinations.clone()).map_err(refusal)?;
+        service.set_flags(u32::from(spec.flags.0) << 3);
+        let ports = spec.local_ports.map_or_else(Ports::default, |(first, last)| Ports::new([first..=last]));
+        let locals = options.locals.iter().filter(|(id, _)| *id == spec.id);
+        let locals = locals.map(|(_, address)| (destinations.locals().enter(*address), ports.clone()));
+        service.set_locals(LocalPool::new(locals.collect()));
+        for server in servers {
+            if let Method::Tunnel(_) = server.method {
+                return Err(Refusal::Unsupported(NO_TUNNELS.into()));
+            }
+            service.add(&destination(server)?).map_err(refusal)?;
+        }
+        snapshot.services = snapshot.services.with(service).map_err(refusal)?;
+    }
+    Ok(())
+}

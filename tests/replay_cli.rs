@@ -1,0 +1,193 @@
+//! `uvs replay` with captures of a kernel's director: the same each time, and the same as what IPVS sent.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use uvs_engine::link::pcap::{self, Direction, Reader, Record};
+
+/// As the rules that the captures were taken with.
+const NAT: [(&str, &str, [&str; 2]); 4] = [
+    ("10.0.0.1:80", "tcp", ["10.2.1.11:80", "10.2.2.12:80"]),
+    ("10.0.0.1:53", "udp", ["10.2.1.11:53", "10.2.2.12:53"]),
+    ("[fd00::1]:80", "tcp", ["[fd02:1::11]:80", "[fd02:2::12]:80"]),
+    ("[fd00::1]:53", "udp", ["[fd02:1::11]:53", "[fd02:2::12]:53"]),
+];
+
+/// The kernel's director's devices, and their link-layer addresses.
+const DEVICES: [(&str, [u8; 6]); 3] =
+    [("nat.d-dc", [2, 0, 0, 0, 1, 1]), ("nat.d-dr1", [2, 0, 0, 0, 2, 1]), ("nat.d-dr2", [2, 0, 0, 0, 2, 2])];
+
+struct Bench(PathBuf);
+
+impl Bench {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("uvs-replay-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut text = String::new();
+        for (address, protocol, servers) in NAT {
+            text += &format!(
+                "[[service]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nscheduler = \"rr\"\n"
+            );
+            for server in servers {
+                text += &format!("[[service.server]]\naddress = \"{server}\"\nmethod = \"nat\"\n");
+            }
+        }
+        std::fs::write(directory.join("uvs.toml"), text).unwrap();
+        Bench(directory)
+    }
+
+    /// Replays captures of all the director's devices.
+    fn replay(&self, arguments: &[&str]) -> Output {
+        let files = DEVICES.map(|(name, _)| golden(name).display().to_string());
+        let inputs = files.iter().flat_map(|file| ["--in", file]);
+        self.run(&inputs.chain(arguments.iter().copied()).collect::<Vec<_>>())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uvs"));
+        command.args(["replay", "--config", "uvs.toml"]).args(arguments).current_dir(&self.0);
+        command.output().unwrap()
+    }
+
+    fn read(&self, name: &str) -> Vec<Record> {
+        frames(&self.0.join(name))
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/pcap/{name}.pcap"))
+}
+
+fn frames(path: &Path) -> Vec<Record> {
+    Reader::new(File::open(path).unwrap()).unwrap().map(Result::unwrap).collect()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// What the kernel sent, in order: the frames that the director's devices are the source of.
+fn sent_by_the_kernel() -> Vec<Vec<u8>> {
+    let all = DEVICES.iter().flat_map(|(name, mac)| {
+        frames(&golden(name)).into_iter().filter(move |frame| frame.bytes[6..12] == *mac)
+    });
+    let mut all: Vec<Record> = all.collect();
+    all.sort_by_key(|frame| frame.time);
+    all.into_iter().map(|frame| frame.bytes).collect()
+}
+
+#[test]
+fn what_is_sent_is_what_the_kernel_sent() {
+    let bench = Bench::new("kernel");
+    let output = bench.replay(&["--out", "sent.pcap"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let ours: Vec<Vec<u8>> = bench.read("sent.pcap").into_iter().map(|frame| frame.bytes).collect();
+    let kernels = sent_by_the_kernel();
+    assert_eq!(ours.len(), kernels.len());
+    for (number, (ours, kernels)) in ours.iter().zip(&kernels).enumerate() {
+        assert_eq!(ours, kernels, "frame {number}");
+    }
+    // The other frames are those that the kernel sent.
+    let total = kernels.len();
+    let summary = text(&output.stdout);
+    let expected =
+        format!("frames: {total} sent, 0 left to the host, {total} dropped\n  other_host {total}\n");
+    assert!(summary.ends_with(&expected), "{summary}");
+    assert!(summary.starts_with("nat.d-dc: 02:00:00:00:01:01\n"), "{summary}");
+}
+
+#[test]
+fn two_replays_are_the_same() {
+    let bench = Bench::new("twice");
+    let runs = ["first.pcapng", "second.pcapng"].map(|name| {
+        let output = bench.replay(&["--explain", "--out", name]);
+        assert!(output.status.success());
+        (output.stdout, std::fs::read(bench.0.join(name)).unwrap())
+    });
+    assert!(runs[0] == runs[1]);
+    let records = bench.read("first.pcapng");
+    assert_eq!(records[0].direction, Some(Direction::Out));
+    // By the second device of which there was a frame.
+    assert_eq!((records[0].interface, records[0].comment.as_deref()), (1, Some("sent on frame 1")));
+}
+
+#[test]
+fn each_frame_is_explained() {
+    let bench = Bench::new("explain");
+    let output = bench.replay(&["--explain"]);
+    let lines: Vec<&str> = text(&output.stdout).lines().take(5).collect();
+    assert_eq!(
+        lines,
+        [
+            "1 0.000000 nat.d-dc: tcp 10.1.0.2:40001 > 10.0.0.1:80 [S]: sent by nat.d-dr2",
+            "  > nat.d-dr2: tcp 10.1.0.2:40001 > 10.2.2.12:80 [S]",
+            "2 0.000026 nat.d-dr2: tcp 10.1.0.2:40001 > 10.2.2.12:80 [S]: dropped, other_host: The link-layer address is \
+             another host's.",
+            "3 0.000042 nat.d-dr2: tcp 10.2.2.12:80 > 10.1.0.2:40001 [S.]: sent by nat.d-dc",
+            "  > nat.d-dc: tcp 10.0.0.1:80 > 10.1.0.2:40001 [S.]",
+        ]
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let bench = Bench::new("wrong");
+    let whole = std::fs::read(golden("nat.d-dc")).unwrap();
+    std::fs::write(bench.0.join("cut.pcap"), &whole[..200]).unwrap();
+    std::fs::write(bench.0.join("picture.pcap"), b"GIF89a").unwrap();
+    let cut = bench.run(&["--in", "cut.pcap"]);
+    assert_eq!(cut.status.code(), Some(1), "what came before the end is replayed");
+    assert_eq!(
+        text(&cut.stderr),
+        "uvs replay: cut.pcap ends in the middle of a record, at byte 200: what came before it is whole\n"
+    );
+    assert!(text(&cut.stdout).contains("1 frames: 1 sent, "), "{}", text(&cut.stdout));
+    for (arguments, expected) in [
+        (&["--in", "picture.pcap"][..], "uvs replay: picture.pcap is neither a pcap nor a pcapng file\n"),
+        (
+            &["--in", "nowhere.pcap"],
+            "uvs replay: nowhere.pcap cannot be read: No such file or directory (os error 2)\n",
+        ),
+        (
+            &["--in", "cut.pcap", "--out", "no/where"],
+            "uvs replay: no/where cannot be written: No such file or directory (os error 2)\n",
+        ),
+    ] {
+        let output = bench.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text(&output.stderr), expected);
+    }
+}
+
+#[test]
+fn pcapng_with_several_interfaces_is_one_director() {
+    let bench = Bench::new("one");
+    let mut file = Vec::new();
+    pcap::pcapng_section(&mut file);
+    for name in ["clients", "servers"] {
+        pcap::pcapng_interface(&mut file, name, 0);
+    }
+    let mut all: Vec<(u32, Record)> = [("nat.d-dc", 0), ("nat.d-dr2", 1)]
+        .iter()
+        .flat_map(|(name, interface)| frames(&golden(name)).into_iter().map(move |frame| (*interface, frame)))
+        .collect();
+    all.sort_by_key(|(_, frame)| frame.time);
+    for (interface, Record { time, wire_len, bytes, .. }) in &all {
+        let (interface, time, wire_len) = (*interface, *time, *wire_len);
+        let frame = pcap::Frame { interface, time, wire_len, direction: None, comment: "", bytes };
+        pcap::pcapng_packet(&mut file, &frame);
+    }
+    std::fs::write(bench.0.join("all.pcapng"), file).unwrap();
+    let output = bench.run(&["--in", "all.pcapng", "--explain"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let first = "1 0.000000 clients: tcp 10.1.0.2:40001 > 10.0.0.1:80 [S]: sent by servers\n";
+    assert!(text(&output.stdout).starts_with(first), "{}", text(&output.stdout));
+}
