@@ -319,11 +319,11 @@ fn a_port_rests_before_it_is_used_again_if_another_can_be() {
     let [plan, _] = plans();
     let mut lab = Lab::new(&plan, &Ports::new([6000..=6001]));
     lab.life(0, 1, 1);
-    lab.director.now.0 += 5;
+    lab.director.now.0 += 20;
     lab.life(1, 1, 1);
     // It is 6000's turn; when it is 6001's, that has not rested.
     assert_eq!(lab.life(2, 1, 1).0.from.port(), 6000);
-    lab.director.now.0 += 5;
+    lab.director.now.0 += 20;
     lab.syn(3, 1);
     let (reused, _) = lab.life(4, 1, 1);
     assert_eq!(reused.from.port(), 6000, "the only one that is over");

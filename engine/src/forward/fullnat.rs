@@ -28,7 +28,10 @@ const TRIES: u32 = 4096;
 const SEQUENCE_PER_TICK: u32 = 156_250;
 
 /// Ticks after which no packet of a connection that is over is expected on its way any more.
-const QUIET_TICKS: i32 = 5;
+const QUIET_TICKS: i32 = 20;
+
+/// Ports of connections that were not quiet for so long yet, from among which the longest quiet one is taken.
+const CHOICE: u32 = 32;
 
 /// What a new connection asks for.
 #[derive(Clone, Copy, Debug)]
@@ -95,18 +98,27 @@ fn search(
     ports: &Ports,
     wanted: &Wanted,
 ) -> Option<(Flow, Option<ConnId>)> {
-    let mut hardly_over = None;
+    let mut choice: Option<(i32, Flow, ConnId)> = None;
+    let mut left = CHOICE;
     for _ in 0..ports.count().min(TRIES) {
         let port = local.next_port(ports, wanted.protocol)?;
         let real = Flow::new(wanted.server, SocketAddr::new(local.address(), port), wanted.protocol);
         let Some(hit) = handle.find(&real) else { return Some((real, None)) };
         match rest(handle, hit, wanted.now) {
             Some(ticks) if ticks >= QUIET_TICKS => return Some((real, Some(hit.id))),
-            Some(_) => hardly_over = hardly_over.or(Some((real, Some(hit.id)))),
+            Some(ticks) => {
+                if choice.is_none_or(|(longest, ..)| ticks > longest) {
+                    choice = Some((ticks, real, hit.id));
+                }
+                left -= 1;
+                if left == 0 {
+                    break;
+                }
+            }
             None => local.conflicted(),
         }
     }
-    hardly_over
+    choice.map(|(_, real, id)| (real, Some(id)))
 }
 
 /// Ticks since a connection that is over had its last packet; `None` while its port cannot be used again: in TIME_WAIT it
