@@ -100,6 +100,7 @@ fn describe(status: &Status) -> String {
          without a place {no_room}\n"
     );
     drops(&mut text, status);
+    events(&mut text, status);
     text
 }
 
@@ -132,6 +133,19 @@ fn drops(text: &mut String, status: &Status) {
     }
 }
 
+/// What else happened; frames as such were counted above.
+fn events(text: &mut String, status: &Status) {
+    let said = ["received", "transmitted", "to_kernel"];
+    let mut happened =
+        status.events.iter().filter(|event| event.count > 0 && !said.contains(&&*event.event)).peekable();
+    if happened.peek().is_some() {
+        text.push_str("\nCounted      Event                 Meaning\n");
+    }
+    for event in happened {
+        let _ = writeln!(text, "{:<12} {:<21} {}", event.count, event.event, event.explanation);
+    }
+}
+
 fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -154,7 +168,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uvs_control::api::{DeviceStatus, DropCount, TableStatus, WorkerStatus};
+    use uvs_control::api::{DeviceStatus, DropCount, EventCount, TableStatus, WorkerStatus};
 
     #[test]
     fn a_director_is_described_on_one_screen() {
@@ -193,6 +207,13 @@ mod tests {
                 DropCount { reason: "malformed".into(), explanation: "It lies.".into(), count: 2 },
                 DropCount { reason: "truncated".into(), explanation: "It ends.".into(), count: 0 },
             ],
+            events: [("received", 12), ("icmp_relayed", 3), ("icmp_sent", 0)]
+                .map(|(event, count)| EventCount {
+                    event: event.into(),
+                    explanation: "It went.".into(),
+                    count,
+                })
+                .into(),
             to_kernel: 4,
             held: 3,
             next_hops: NextHopStatus { asked: 6, passed_over: 2, no_room: 1 },
@@ -215,6 +236,9 @@ Dropped      Reason                Meaning
 2            malformed             It lies.
 7            ring_full             A receive ring was full: its worker was too slow.
 1            kernel_dropped        The kernel had no free chunk to receive into, or the frame was too long for one.
+
+Counted      Event                 Meaning
+3            icmp_relayed          It went.
 ";
         assert_eq!(describe(&status), expected);
     }

@@ -20,7 +20,9 @@ pub use services::{
     Family, Method, Netmask, Protocol, SchedulerFlags, ServerSpec, ServiceId, ServiceSpec, Tunnel,
     TunnelChecksum, TunnelKind,
 };
-pub use status::{DeviceStatus, DropCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus};
+pub use status::{
+    DeviceStatus, DropCount, EventCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus,
+};
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

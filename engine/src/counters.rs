@@ -132,6 +132,11 @@ macro_rules! events {
             pub fn name(self) -> &'static str {
                 match self { $(Event::$variant => $name,)+ }
             }
+
+            /// One sentence for the operator.
+            pub fn explanation(self) -> &'static str {
+                match self { $(Event::$variant => concat!($($doc,)+).trim_ascii(),)+ }
+            }
         }
     };
 }

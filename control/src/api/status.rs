@@ -23,6 +23,9 @@ pub struct Status {
     pub servers: u64,
     /// Every reason a packet may be dropped for, with its count.
     pub drops: Vec<DropCount>,
+    /// Everything else that is counted, with how often it happened.
+    #[serde(default)]
+    pub events: Vec<EventCount>,
     /// Frames given back to the kernel.
     pub to_kernel: u64,
     /// Frames that wait for their next hop's link-layer address now.
@@ -88,6 +91,17 @@ pub struct QueueStatus {
     pub fill_empty: u64,
     /// Frames of the worker that the kernel did not take to send.
     pub transmit_refused: u64,
+}
+
+/// How often something happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCount {
+    /// Its name.
+    pub event: String,
+    /// What it is.
+    pub explanation: String,
+    /// How often.
+    pub count: u64,
 }
 
 /// What was done about next hops and their link-layer addresses.

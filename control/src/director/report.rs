@@ -3,8 +3,8 @@
 use super::kernel::Kernel;
 use super::load::Load;
 use crate::api::{
-    ConnectionEntry, DeviceStatus, DropCount, QueueStatus, Refusal, Request, Response, Status, TableStatus,
-    WorkerStatus,
+    ConnectionEntry, DeviceStatus, DropCount, EventCount, QueueStatus, Refusal, Request, Response, Status,
+    TableStatus, WorkerStatus,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -76,6 +76,11 @@ impl Report {
 
     fn status(&self, snapshot: &Snapshot, counters: &Counters, servers: usize, guarded: bool) -> Status {
         let table = self.handle.table().stats();
+        let events = Event::ALL.iter().map(|event| EventCount {
+            event: event.name().to_owned(),
+            explanation: event.explanation().to_owned(),
+            count: counters.events(*event),
+        });
         let drops = Reason::ALL.iter().map(|reason| DropCount {
             reason: reason.name().to_owned(),
             explanation: reason.explanation().to_owned(),
@@ -98,6 +103,7 @@ impl Report {
             services: snapshot.services.len() as u64,
             servers: servers as u64,
             drops: drops.collect(),
+            events: events.collect(),
             to_kernel: counters.events(Event::ToKernel),
             held: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
             next_hops: self.kernel.next_hops(),
