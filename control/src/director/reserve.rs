@@ -34,7 +34,7 @@ pub(super) fn reserve(wanted: &[RangeInclusive<u16>]) -> io::Result<()> {
     fs::write(SYSCTL, format!("{ours}\n"))
 }
 
-/// Undoes what [`reserve`] did in this network namespace, by whichever process. Says whether there was anything to undo. What
+/// Undoes what `reserve` did in this network namespace, by whichever process. Says whether there was anything to undo. What
 /// somebody else has changed since stays as it is.
 ///
 /// # Errors
