@@ -24,8 +24,6 @@ pub mod flags {
     /// The bits that hold the forwarding method: 0 NAT, 1 local, 2 tunnel, 3 direct routing, 4 bypass, and, as the patch that
     /// brought it has it, 5 full NAT.
     pub const FORWARD_MASK: u16 = 0x0007;
-    /// The real server has still to be told the client's address. Not IPVS's: free among its bits.
-    pub const TELL: u16 = 0x0008;
     /// Made by the synchronisation protocol.
     pub const SYNC: u16 = 0x0020;
     /// Replies do not pass the director, as far as it has seen.
@@ -42,8 +40,6 @@ pub mod flags {
     pub const TEMPLATE: u16 = 0x1000;
     /// Scheduled packet by packet.
     pub const ONE_PACKET: u16 = 0x2000;
-    /// The client is a socket of this host. Not IPVS's: beyond its bits.
-    pub const OWN: u16 = 0x4000;
 }
 
 const TIMEOUT: u64 = 0x00ff_ffff;

@@ -90,11 +90,6 @@ impl<S: Storage> Handle<S> {
         }
     }
 
-    /// Sets and clears [`flags`] of a connection, all in one step.
-    pub fn amend(&self, id: ConnId, set: u16, clear: u16) {
-        self.change(id, Tick::default(), |meta| meta.without(clear).with(set));
-    }
-
     #[inline]
     fn change(&self, id: ConnId, now: Tick, step: impl Fn(Meta) -> Meta) -> Transition {
         let Some(entry) = self.table.entry(id) else {

@@ -9,10 +9,6 @@ pub struct Plan {
     pub tunnel: Option<Tunnel>,
     /// The address that packets of our own making to it come from.
     pub source: Option<IpAddr>,
-    /// How it learns a client's address where its packets do not show it.
-    pub tell: Tell,
-    /// The longest TCP segment it and its clients may tell each other to send, in bytes; 0: as they like.
-    pub mss: u16,
 }
 
 /// A tunnel to a real server (`ipvsadm -i`).
@@ -48,25 +44,4 @@ pub enum TunnelChecksum {
     Full,
     /// The same, in the form that lets its receiver reuse the inner one where that is left to be done.
     Remote,
-}
-
-/// How a real server behind full NAT learns the client's address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tell {
-    /// Not at all.
-    #[default]
-    Nothing,
-    /// By a TCP option (TOA) of these kinds, for a client's IPv4 or IPv6 address; from the SYN on, or in the first data only.
-    Toa {
-        /// Option kind for IPv4.
-        kind4: u8,
-        /// Option kind for IPv6.
-        kind6: u8,
-        /// Whether the SYN carries it, too.
-        on_syn: bool,
-    },
-    /// By the PROXY protocol, version 1 (text).
-    ProxyV1,
-    /// By the PROXY protocol, version 2 (binary).
-    ProxyV2,
 }

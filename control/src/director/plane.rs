@@ -488,7 +488,7 @@ pub(super) fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refu
         weight: server.weight,
         upper_threshold: server.upper_threshold,
         lower_threshold: server.lower_threshold,
-        plan: Plan { tunnel, source, ..Plan::default() },
+        plan: Plan { tunnel, source },
     })
 }
 

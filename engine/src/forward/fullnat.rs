@@ -18,7 +18,7 @@ use crate::verdict::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp::State};
-use uvs_conntrack::{ConnId, Connection, Direction, Flow, Hit, Sequence, SharedHandle, Tick, flags};
+use uvs_conntrack::{ConnId, Connection, Direction, Flow, Hit, Sequence, SharedHandle, Tick};
 
 /// Ports of one local address that are tried for a new connection.
 const TRIES: u32 = 4096;
@@ -130,7 +130,7 @@ fn rest(handle: &SharedHandle, hit: Hit, now: Tick) -> Option<i32> {
     let meta = connection.meta();
     let is_over = meta.protocol() == protocol::TCP
         && match meta.state() {
-            TIME_WAIT => connection.sequence().mark != 0 && !meta.has(flags::TELL),
+            TIME_WAIT => connection.sequence().mark != 0,
             CLOSE => true,
             _ => false,
         };

@@ -412,7 +412,7 @@ pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> Destinat
 pub fn tunnelled(kind: TunnelKind, checksum: TunnelChecksum, server: IpAddr) -> uvs_engine::plan::Plan {
     let port = if kind == TunnelKind::Gue { 6080 } else { 0 };
     let tunnel = Some(Tunnel { kind, port, checksum });
-    uvs_engine::plan::Plan { tunnel, source: Some(tunnel_source(server)), ..Default::default() }
+    uvs_engine::plan::Plan { tunnel, source: Some(tunnel_source(server)) }
 }
 
 /// The director's own address towards its real servers.
