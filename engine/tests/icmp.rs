@@ -6,149 +6,17 @@
 
 mod director;
 
+use director::report::{Report, beyond, error_on, quote_with};
 use director::*;
-use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header};
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use uvs_engine::counters::Event;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{Route, Routes, Target};
-use uvs_engine::plan::{TunnelChecksum, TunnelKind};
 use uvs_engine::service::{LocalPool, Ports};
 use uvs_engine::verdict::Neighbour;
 use uvs_engine::{PortId, Reason, Verdict};
-
-/// An ICMP error, as etherparse writes it.
-#[derive(Clone, Debug)]
-struct Report {
-    to_mac: [u8; 6],
-    from_mac: [u8; 6],
-    from: IpAddr,
-    to: IpAddr,
-    ttl: u8,
-    kind: u8,
-    code: u8,
-    /// What an MTU or a pointer is put into.
-    word: [u8; 4],
-    /// The IP packet it is about.
-    quote: Vec<u8>,
-}
-
-impl Report {
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = [self.to_mac, self.from_mac].concat();
-        let (type_u8, code_u8, bytes5to8) = (self.kind, self.code, self.word);
-        let length = u16::try_from(8 + self.quote.len()).unwrap();
-        match (self.from, self.to) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                bytes.extend([0x08, 0x00]);
-                let mut ip =
-                    Ipv4Header::new(length, self.ttl, IpNumber::ICMP, from.octets(), to.octets()).unwrap();
-                ip.dont_fragment = false;
-                ip.header_checksum = ip.calc_header_checksum();
-                ip.write(&mut bytes).unwrap();
-                let kind = Icmpv4Type::Unknown { type_u8, code_u8, bytes5to8 };
-                Icmpv4Header::with_checksum(kind, &self.quote).write(&mut bytes).unwrap();
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                bytes.extend([0x86, 0xdd]);
-                let ip = Ipv6Header {
-                    payload_length: length,
-                    next_header: IpNumber::IPV6_ICMP,
-                    hop_limit: self.ttl,
-                    source: from.octets(),
-                    destination: to.octets(),
-                    ..Ipv6Header::default()
-                };
-                ip.write(&mut bytes).unwrap();
-                let kind = Icmpv6Type::Unknown { type_u8, code_u8, bytes5to8 };
-                let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), &self.quote);
-                header.unwrap().write(&mut bytes).unwrap();
-            }
-            _ => panic!("one IP version"),
-        }
-        bytes.extend(&self.quote);
-        bytes
-    }
-}
-
-/// The IP packet of a frame, cut to `transport` bytes behind its IP header.
-fn quote(frame: &Frame, transport: usize) -> Vec<u8> {
-    let header = if frame.from.is_ipv4() { 20 } else { 40 };
-    let mut bytes = frame.bytes().split_off(14);
-    bytes.truncate(header + transport);
-    bytes
-}
-
-/// The same packet with other addresses and ports and the transport checksum it had: IPVS leaves that alone.
-fn quote_with(frame: &Frame, from: SocketAddr, to: SocketAddr, transport: usize) -> Vec<u8> {
-    let (mut moved, old) = (Frame { from, to, ..frame.clone() }.bytes(), frame.bytes());
-    let at = frame.checksum_at();
-    moved[at..at + 2].copy_from_slice(&old[at..at + 2]);
-    let header = if frame.from.is_ipv4() { 20 } else { 40 };
-    moved.drain(..14);
-    moved.truncate(header + transport);
-    moved
-}
-
-/// A router on the way of each plan's client, and one before the real servers.
-fn routers(plan: &Plan) -> [IpAddr; 2] {
-    let [client, server] =
-        if plan.client.is_ipv4() { ["192.0.2.9", "172.16.0.99"] } else { ["2001:db8::9", "fd00:2::99"] };
-    [client.parse().unwrap(), server.parse().unwrap()]
-}
-
-/// An error of the client's side about `reply`, which a real server sent and the client was to get, and what the real
-/// server is to get of it.
-fn from_client_side(plan: &Plan, protocol: u8, transport: usize) -> (Report, Report) {
-    let reply = Frame::from_server(plan, protocol, ACK).unmasqueraded(plan.service);
-    let report = Report {
-        to_mac: PORT_MACS[0],
-        from_mac: CLIENT_MAC,
-        from: routers(plan)[0],
-        to: plan.service.ip(),
-        ttl: 60,
-        kind: if plan.client.is_ipv4() { 3 } else { 1 },
-        code: 1,
-        word: [0; 4],
-        quote: quote(&reply, transport),
-    };
-    let relayed = Report {
-        to_mac: SERVER_MAC,
-        from_mac: PORT_MACS[1],
-        to: plan.server.ip(),
-        ttl: 59,
-        quote: quote_with(&reply, plan.server, plan.client, transport),
-        ..report.clone()
-    };
-    (report, relayed)
-}
-
-/// An error of the real server's side about a packet of the client, and what the client is to get of it.
-fn from_server_side(plan: &Plan, protocol: u8, transport: usize) -> (Report, Report) {
-    let request = Frame::from_client(plan, protocol, ACK).masqueraded(plan.server);
-    let report = Report {
-        to_mac: PORT_MACS[1],
-        from_mac: SERVER_MAC,
-        from: routers(plan)[1],
-        to: plan.client.ip(),
-        ttl: 60,
-        kind: if plan.client.is_ipv4() { 3 } else { 1 },
-        code: 3,
-        word: [0; 4],
-        quote: quote(&request, transport),
-    };
-    let relayed = Report {
-        to_mac: CLIENT_MAC,
-        from_mac: PORT_MACS[0],
-        from: plan.service.ip(),
-        ttl: 59,
-        quote: quote_with(&request, plan.client, plan.service, transport),
-        ..report.clone()
-    };
-    (report, relayed)
-}
 
 /// Every plan with both protocols over `method`, a connection there.
 fn established(method: Method, test: impl Fn(&mut Director, &Plan, u8)) {
@@ -178,14 +46,12 @@ fn errors_of_every_kind_are_relayed_both_ways() {
         };
         let mut relayed = 0;
         for (kind, code, word) in kinds {
-            for (port, to, (report, expected)) in [
-                (CLIENTS, SERVERS, from_client_side(plan, protocol, 8)),
-                (SERVERS, CLIENTS, from_server_side(plan, protocol, 8)),
-            ] {
+            for port in [CLIENTS, SERVERS] {
+                let (report, expected) = error_on(port, plan, protocol, 8);
                 let report = Report { kind, code, word, ..report };
                 let expected = Report { kind, code, word, ..expected };
                 let (verdict, out) = director.run(port, &report.bytes());
-                assert_eq!(verdict, Verdict::Transmit(to), "{kind} {code} of {protocol}");
+                assert_eq!(verdict, Verdict::Transmit(beyond(port)), "{kind} {code} of {protocol}");
                 assert_eq!(out, expected.bytes(), "{kind} {code} of {protocol} from {port:?}");
                 relayed += 1;
             }
@@ -205,7 +71,7 @@ fn an_error_counts_as_a_packet_and_moves_no_connection() {
         }
         director.run(CLIENTS, &Frame::from_client(&plan, TCP, ACK).bytes());
         let before = tcp.view();
-        let (report, _) = from_server_side(&plan, TCP, 8);
+        let (report, _) = error_on(SERVERS, &plan, TCP, 8);
         director.run(SERVERS, &report.bytes());
         let after = tcp.view();
         assert_eq!(after.traffic.out_packets, before.traffic.out_packets + 1);
@@ -240,7 +106,7 @@ fn full_nat_hides_the_client_and_shifts_sequence_numbers() {
             let from_local = SocketAddr::new(local.address(), port);
 
             // About the client's packet, as the real server got it.
-            let (report, relayed) = from_server_side(&plan, protocol, 8);
+            let (report, relayed) = error_on(SERVERS, &plan, protocol, 8);
             let report = Report { to: local.address(), quote: sent[14..transport + 8].to_vec(), ..report };
             let mut quote = first.bytes()[14..transport + 8].to_vec();
             // The checksum of UDP lies within the quote, and stays; so does the age of what was quoted.
@@ -256,7 +122,7 @@ fn full_nat_hides_the_client_and_shifts_sequence_numbers() {
             assert_eq!(out, relayed.bytes(), "{protocol}");
 
             // About the real server's packet, as the client got it: the server sees the local address complain.
-            let (report, relayed) = from_client_side(&plan, protocol, 8);
+            let (report, relayed) = error_on(CLIENTS, &plan, protocol, 8);
             let reply = Frame::from_server(&plan, protocol, ACK).unmasqueraded(plan.service);
             let quote = quote_with(&reply, plan.server, from_local, 8);
             let relayed = Report { from: local.address(), quote, ..relayed };
@@ -271,7 +137,7 @@ fn full_nat_hides_the_client_and_shifts_sequence_numbers() {
 fn direct_routing_passes_errors_as_they_are() {
     established(Method::Direct, |director, plan, protocol| {
         let plan = Plan { server: SocketAddr::new(plan.server.ip(), plan.service.port()), ..*plan };
-        let (report, relayed) = from_client_side(&plan, protocol, 8);
+        let (report, relayed) = error_on(CLIENTS, &plan, protocol, 8);
         let expected = Report { to: report.to, quote: report.quote.clone(), ..relayed };
         let (verdict, out) = director.run(CLIENTS, &report.bytes());
         assert_eq!((verdict, out), (Verdict::Transmit(SERVERS), expected.bytes()));
@@ -279,44 +145,9 @@ fn direct_routing_passes_errors_as_they_are() {
 }
 
 #[test]
-fn what_is_not_about_a_connection_is_the_hosts() {
-    established(Method::Nat, |director, plan, protocol| {
-        let (report, _) = from_client_side(plan, protocol, 8);
-        let v4 = plan.client.is_ipv4();
-        let header = if v4 { 20 } else { 40 };
-        let of = |quote: Vec<u8>| Report { quote, ..report.clone() };
-        let changed = |at: usize, byte: u8| {
-            let mut quote = report.quote.clone();
-            quote[at] = byte;
-            of(quote)
-        };
-        let (protocol_at, icmp) = if v4 { (9, 1) } else { (6, 58) };
-        let mut table = vec![
-            ("an echo", Report { kind: if v4 { 8 } else { 128 }, ..report.clone() }),
-            ("a quote without a port's second byte", of(report.quote[..header + 3].to_vec())),
-            ("a quote of seven transport bytes", of(report.quote[..header + 7].to_vec())),
-            ("no quote", of(Vec::new())),
-            ("another version's quote", changed(0, if v4 { 0x65 } else { 0x40 })),
-            ("about ICMP", changed(protocol_at, icmp)),
-            ("about another port", changed(header + 1, 0xff)),
-            ("not to whom it quotes", Report { to: routers(plan)[1], ..report.clone() }),
-        ];
-        if v4 {
-            table.push(("a redirect", Report { kind: 5, ..report.clone() }));
-            table.push(("about a later fragment", changed(7, 1)));
-        }
-        for (what, report) in table {
-            let bytes = report.bytes();
-            assert_eq!(director.run(CLIENTS, &bytes), (Verdict::ToKernel, bytes), "{what}, {protocol}");
-        }
-        assert_eq!(director.counters.events(Event::IcmpRelayed), 0);
-    });
-}
-
-#[test]
 fn errors_that_are_dropped_are_answered_by_nothing() {
     established(Method::Nat, |director, plan, protocol| {
-        let (report, _) = from_server_side(plan, protocol, 8);
+        let (report, _) = error_on(SERVERS, plan, protocol, 8);
         let mut damaged = report.bytes();
         *damaged.last_mut().unwrap() ^= 1;
         let old = Report { ttl: 1, ..report.clone() };
@@ -342,7 +173,7 @@ fn an_error_about_a_removed_servers_packet_is_dropped() {
         for service in &services {
             service.delete(plan.server, director.now).unwrap();
         }
-        let (report, _) = from_client_side(&plan, UDP, 8);
+        let (report, _) = error_on(CLIENTS, &plan, UDP, 8);
         let (verdict, _) = director.run(CLIENTS, &report.bytes());
         assert_eq!(verdict, Verdict::Drop(Reason::DestinationGone));
     }
@@ -388,11 +219,8 @@ proptest! {
         let protocol = if tcp { TCP } else { UDP };
         let (mut director, _) = Director::with_server(&plan, Method::Nat);
         director.run(CLIENTS, &Frame::from_client(&plan, protocol, SYN).bytes());
-        let (port, to, (mut report, mut expected)) = if from_client {
-            (CLIENTS, SERVERS, from_client_side(&plan, protocol, transport))
-        } else {
-            (SERVERS, CLIENTS, from_server_side(&plan, protocol, transport))
-        };
+        let port = if from_client { CLIENTS } else { SERVERS };
+        let (mut report, mut expected) = error_on(port, &plan, protocol, transport);
         let trailer: Vec<u8> = (0..=u8::MAX).cycle().take(more).collect();
         report.quote.extend(&trailer);
         expected.quote.extend(&trailer);
@@ -403,7 +231,7 @@ proptest! {
         }
         let first = (14 + 4 + 40 + 8 + 40 + 8 + cut).min(bytes.len());
         let (verdict, out) = director.run_parts(port, &[&bytes[..first], &bytes[first..]]);
-        prop_assert_eq!(verdict, Verdict::Transmit(to));
+        prop_assert_eq!(verdict, Verdict::Transmit(beyond(port)));
         prop_assert_eq!(out, expected.bytes());
     }
 
@@ -413,7 +241,7 @@ proptest! {
         let plan = if v4 { four } else { six };
         let (mut director, _) = Director::with_server(&plan, Method::Nat);
         director.run(CLIENTS, &Frame::from_client(&plan, UDP, 0).bytes());
-        let mut bytes = from_client_side(&plan, UDP, 8).0.bytes();
+        let mut bytes = error_on(CLIENTS, &plan, UDP, 8).0.bytes();
         for (at, value) in damage {
             if let Some(byte) = bytes.get_mut(at) {
                 *byte = value;
@@ -422,170 +250,6 @@ proptest! {
         bytes.truncate(len);
         director.run(CLIENTS, &bytes);
     }
-}
-
-/// The ICMP message of a frame without tag or option, checked to come from and go to these.
-fn message(frame: &[u8], from: IpAddr, to: IpAddr) -> Vec<u8> {
-    let (addresses, network) = match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => ([&from.octets()[..], &to.octets()].concat(), 20),
-        (IpAddr::V6(from), IpAddr::V6(to)) => ([&from.octets()[..], &to.octets()].concat(), 40),
-        _ => panic!("one IP version"),
-    };
-    assert_eq!(frame[14 + network - addresses.len()..14 + network], addresses);
-    assert_eq!(frame[14] >> 4, if network == 20 { 4 } else { 6 });
-    frame[14 + network..].to_vec()
-}
-
-const KINDS: [(TunnelKind, TunnelChecksum, u32); 4] = [
-    (TunnelKind::Ipip, TunnelChecksum::None, 0),
-    (TunnelKind::Gue, TunnelChecksum::Full, 12),
-    (TunnelKind::Gre, TunnelChecksum::None, 4),
-    (TunnelKind::Gre, TunnelChecksum::Full, 8),
-];
-
-/// A director with a tunnel to `server`, to which the client has spoken once; what it sent to the server.
-fn through_a_tunnel(
-    plan: &Plan,
-    server: IpAddr,
-    kind: TunnelKind,
-    checksum: TunnelChecksum,
-) -> (Director, Vec<u8>) {
-    let mut director = Director::new();
-    for service in director.serve(plan.service) {
-        let server = SocketAddr::new(server, plan.service.port());
-        let mut config = destination(server, Method::Tunnel, plan);
-        config.plan = tunnelled(kind, checksum, server.ip());
-        service.add(&config).unwrap();
-    }
-    let frame = Frame { payload: vec![7; 200], ..Frame::from_client(plan, TCP, SYN) };
-    let (verdict, sent) = director.run(CLIENTS, &frame.bytes());
-    assert_eq!(verdict, Verdict::Transmit(SERVERS));
-    (director, sent)
-}
-
-/// What a router on the tunnel's way says of what it got, and to which.
-fn about_the_tunnel(server: IpAddr, sent: &[u8], (kind, code): (u8, u8), word: u32) -> Report {
-    Report {
-        to_mac: PORT_MACS[1],
-        from_mac: SERVER_MAC,
-        from: if server.is_ipv4() { "172.16.0.99" } else { "fd00:2::99" }.parse().unwrap(),
-        to: tunnel_source(server),
-        ttl: 60,
-        kind,
-        code,
-        word: word.to_be_bytes(),
-        quote: sent[14..].to_vec(),
-    }
-}
-
-/// Both families of the packet inside, both of the one around, every kind of tunnel.
-fn tunnels(test: impl Fn(&Plan, IpAddr, &mut Director, &[u8], u32)) {
-    for plan in plans() {
-        for other in plans() {
-            for (kind, checksum, extra) in KINDS {
-                let server = other.server.ip();
-                let (mut director, sent) = through_a_tunnel(&plan, server, kind, checksum);
-                let overhead = extra + if server.is_ipv4() { 20 } else { 40 };
-                test(&plan, server, &mut director, &sent, overhead);
-            }
-        }
-    }
-}
-
-/// The client's packet as a tunnel carries it: one hop older.
-fn carried(plan: &Plan) -> Vec<u8> {
-    let frame = Frame { ttl: 63, payload: vec![7; 200], ..Frame::from_client(plan, TCP, SYN) };
-    frame.bytes()[14..].to_vec()
-}
-
-#[test]
-fn a_client_learns_what_is_left_of_a_tunnels_path() {
-    tunnels(|plan, server, director, sent, overhead| {
-        let (too_big, told) = (if server.is_ipv4() { (3, 4) } else { (2, 0) }, 1400 - overhead);
-        let error = about_the_tunnel(server, sent, too_big, 1400).bytes();
-        let (verdict, out) = director.run(SERVERS, &error);
-        assert_eq!(verdict, Verdict::Transmit(CLIENTS));
-        assert_eq!((&out[..6], &out[6..12]), (&CLIENT_MAC[..], &PORT_MACS[0][..]));
-        let (kind, code) = if plan.client.is_ipv4() { (3, 4) } else { (2, 0) };
-        let word = told.to_be_bytes();
-        let (from, to) = (plan.service.ip(), plan.client.ip());
-        let expected = Report {
-            to_mac: [0; 6],
-            from_mac: [0; 6],
-            from,
-            to,
-            ttl: 64,
-            kind,
-            code,
-            word,
-            quote: carried(plan),
-        };
-        assert_eq!(message(&out, from, to), message(&expected.bytes(), from, to));
-        assert_eq!(director.counters.events(Event::PathMtuLearnt), 1);
-
-        // From now on the client is told by ourselves, until the path may have changed.
-        let headers = if plan.client.is_ipv4() { 40 } else { 60 };
-        let long = |bytes: u32| {
-            let payload = vec![1; bytes as usize - headers];
-            Frame { payload, ..Frame::from_client(plan, TCP, ACK) }.bytes()
-        };
-        assert_eq!(director.run(CLIENTS, &long(told)).0, Verdict::Transmit(SERVERS));
-        assert_eq!(director.run(CLIENTS, &long(told + 1)).0, Verdict::Transmit(CLIENTS));
-        assert_eq!(director.counters.drops(Reason::TooBig), 1);
-        director.now = director.now.plus_seconds(610);
-        assert_eq!(director.run(CLIENTS, &long(told + 1)).0, Verdict::Transmit(SERVERS));
-    });
-}
-
-#[test]
-fn a_client_learns_what_else_happens_to_its_packets_in_a_tunnel() {
-    tunnels(|plan, server, director, sent, _| {
-        let kinds = if server.is_ipv4() { [(3, 1), (3, 2), (11, 0)] } else { [(1, 0), (1, 4), (3, 0)] };
-        for (kind, code) in kinds {
-            let error = about_the_tunnel(server, sent, (kind, code), 0);
-            let (verdict, out) = director.run(SERVERS, &error.bytes());
-            if server.is_ipv4() != plan.client.is_ipv4() {
-                assert_eq!(verdict, Verdict::Drop(Reason::TunnelError));
-                continue;
-            }
-            assert_eq!(verdict, Verdict::Transmit(CLIENTS));
-            let (from, to) = (plan.service.ip(), plan.client.ip());
-            let expected = Report { from, to, quote: carried(plan), ..error };
-            assert_eq!(message(&out, from, to), message(&expected.bytes(), from, to));
-        }
-        assert_eq!(director.counters.events(Event::PathMtuLearnt), 0);
-    });
-}
-
-#[test]
-fn errors_about_tunnels_of_others_are_the_hosts() {
-    tunnels(|plan, server, director, sent, overhead| {
-        let too_big = if server.is_ipv4() { (3, 4) } else { (2, 0) };
-        let error = about_the_tunnel(server, sent, too_big, 1400);
-        let outer = if server.is_ipv4() { 20 } else { 40 };
-        let changed = |at: usize| {
-            let mut quote = error.quote.clone();
-            quote[at] ^= 1;
-            Report { quote, ..error.clone() }
-        };
-        let inner = overhead as usize + if plan.client.is_ipv4() { 20 } else { 40 };
-        for (what, report) in [
-            ("to another real server", changed(outer - 1)),
-            ("of another connection", changed(inner + 1)),
-            ("too little is quoted", Report { quote: error.quote[..inner + 7].to_vec(), ..error.clone() }),
-            ("of another host", Report { to: routers(plan)[0], ..error.clone() }),
-        ] {
-            if report.to.is_ipv4() != report.from.is_ipv4() {
-                continue;
-            }
-            let bytes = report.bytes();
-            assert_eq!(director.run(SERVERS, &bytes), (Verdict::ToKernel, bytes), "{what}");
-        }
-        let mut damaged = error.bytes();
-        *damaged.last_mut().unwrap() ^= 1;
-        assert_eq!(director.run(SERVERS, &damaged).0, Verdict::Drop(Reason::BadChecksum));
-        assert_eq!(director.counters.events(Event::PathMtuLearnt), 0);
-    });
 }
 
 /// What a capture holds: a client, a virtual service, a real server on the network of the device that its packets left by.
@@ -724,8 +388,7 @@ fn errors_become_what_ipvs_made_of_them() {
         let expected = &capture(left)[as_nth - 1].1;
         let mut director = scene.director();
         let (verdict, out) = director.run(port, &error);
-        let other = if port == CLIENTS { SERVERS } else { CLIENTS };
-        assert_eq!(verdict, Verdict::Transmit(other), "{what}");
+        assert_eq!(verdict, Verdict::Transmit(beyond(port)), "{what}");
         assert_eq!(out[12..], expected[12..], "{what}");
     }
 }

@@ -6,6 +6,10 @@
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
 #![allow(clippy::unwrap_used, reason = "tests: what is written here by hand is valid")]
 
+pub mod edit;
+pub mod oracle;
+pub mod report;
+
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, SingleVlanHeader, TcpHeader,
     UdpHeader, VlanId, VlanPcp,
@@ -18,7 +22,7 @@ use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::pipeline::{Commons, Pipeline, View};
 use uvs_engine::plan::{Tunnel, TunnelChecksum, TunnelKind};
-use uvs_engine::service::{DestinationConfig, Destinations, Service, ServiceKey};
+use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
 use uvs_engine::{Packet, PortId, Snapshot, Verdict};
@@ -361,10 +365,16 @@ impl Director {
         })
     }
 
-    /// Adds services with one real server. Direct routing leaves the port alone, so the server's is the service's.
+    /// Adds services with one real server, by full NAT from the director's own address there. Direct routing leaves the port alone, so the server's is the service's.
     pub fn with_server(plan: &Plan, method: Method) -> (Self, [Arc<Service>; 2]) {
         let mut director = Director::new();
         let services = director.serve(plan.service);
+        if method == Method::FullNat {
+            let own = if plan.server.is_ipv4() { DIRECTOR4[1] } else { DIRECTOR6[1] };
+            let local = director.destinations.locals().enter(own.parse().unwrap());
+            let pool = || LocalPool::new(vec![(local.clone(), Ports::default())]);
+            services.iter().for_each(|service| service.set_locals(pool()));
+        }
         for service in &services {
             service.add(&destination(plan.server, method, plan)).unwrap();
         }
