@@ -143,7 +143,7 @@ fn read(frame: &[u8], network: usize, transport: usize, flow: &Flow) -> Result<H
         Flow::V4(_) => {
             let header = Ipv4::parse(frame, network)?;
             let options = frame.get(network + ipv4::HEADER_LEN..transport).unwrap_or_default();
-            if header.is_fragment() || ipv4::is_source_routed(options) {
+            if header.is_fragment() || ipv4::is_source_routed(options) != Ok(false) {
                 return Err(Reason::Untranslatable);
             }
             Ok(Header { class: header.tos(), hops_left: header.ttl(), protocol: flow.protocol() })

@@ -286,19 +286,20 @@ pub struct Header {
     pub payload: u16,
 }
 
-/// Whether the options after a header have the packet travel the way its sender chose (RFC 791 §3.1: LSRR, SSRR).
-pub fn is_source_routed(mut options: &[u8]) -> bool {
+/// Whether the options after a header have the packet travel the way its sender chose (RFC 791 §3.1: LSRR, SSRR). Malformed:
+/// one has no length, or goes on behind the header.
+pub fn is_source_routed(mut options: &[u8]) -> Result<bool, Error> {
     const END: u8 = 0;
     const NOTHING: u8 = 1;
     const LOOSE: u8 = 131;
     const STRICT: u8 = 137;
     loop {
         options = match options {
-            [] | [END, ..] => return false,
+            [] | [END, ..] => return Ok(false),
             [NOTHING, rest @ ..] => rest,
-            [LOOSE | STRICT, ..] => return true,
-            [_, length, ..] if *length >= 2 => options.get(usize::from(*length)..).unwrap_or_default(),
-            _ => return false,
+            [LOOSE | STRICT, ..] => return Ok(true),
+            [_, length, ..] if *length >= 2 => options.get(usize::from(*length)..).ok_or(Error::Malformed)?,
+            _ => return Err(Error::Malformed),
         };
     }
 }
@@ -366,15 +367,15 @@ mod tests {
     #[test]
     fn tells_source_routes() {
         for (what, options, expected) in [
-            ("none", &[][..], false),
-            ("loose", &[131, 7, 4, 10, 0, 0, 1, 0], true),
-            ("strict, after nothing", &[1, 137, 7, 4, 10, 0, 0, 1], true),
-            ("after another", &[7, 3, 4, 131, 3, 4, 0, 0], true),
-            ("after the end", &[0, 131, 3, 4], false),
-            ("within another", &[7, 4, 131, 3], false),
-            ("after one without an end", &[7, 200, 131, 3], false),
-            ("after one without a length", &[7, 0, 131, 3], false),
-            ("cut off", &[7], false),
+            ("none", &[][..], Ok(false)),
+            ("loose", &[131, 7, 4, 10, 0, 0, 1, 0], Ok(true)),
+            ("strict, after nothing", &[1, 137, 7, 4, 10, 0, 0, 1], Ok(true)),
+            ("after another", &[7, 3, 4, 131, 3, 4, 0, 0], Ok(true)),
+            ("after the end", &[0, 131, 3, 4], Ok(false)),
+            ("within another", &[7, 4, 131, 3], Ok(false)),
+            ("after one without an end", &[7, 200, 131, 3], Err(Error::Malformed)),
+            ("after one without a length", &[7, 0, 131, 3], Err(Error::Malformed)),
+            ("cut off", &[7], Err(Error::Malformed)),
         ] {
             assert_eq!(is_source_routed(options), expected, "{what}");
         }

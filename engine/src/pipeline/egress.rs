@@ -350,12 +350,15 @@ impl Tracker {
     }
 }
 
-/// Whether an address can be a client's: not multicast, broadcast, unspecified or loopback.
+/// Whether an address can be a client's. Not those that Linux takes for nobody's (`ip_route_input_slow`, `ip6_rcv_core`):
+/// multicast, broadcast, loopback, of network zero, and IPv4's in IPv6's clothes.
 pub(super) fn can_be_answered(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => {
-            !(ip.is_multicast() || ip.is_broadcast() || ip.is_unspecified() || ip.is_loopback())
+            !(ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0 || ip.is_loopback())
         }
-        IpAddr::V6(ip) => !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback()),
+        IpAddr::V6(ip) => {
+            !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || ip.to_ipv4_mapped().is_some())
+        }
     }
 }

@@ -265,11 +265,11 @@ fn parse4(packet: &Packet<'_>, network: usize, parsed: &mut Parsed) -> Result<()
         return Err(drop_for(Error::Truncated));
     }
     let transport = network + header.header_len();
-    // The kernel drops these before IPVS sees them.
+    // The kernel drops all these before IPVS sees them.
     if Sum::of(&frame[network..transport]).fold() != Sum::WHOLE {
         return Err(Verdict::Drop(Reason::BadChecksum));
     }
-    if ipv4::is_source_routed(&frame[network + ipv4::HEADER_LEN..transport]) {
+    if ipv4::is_source_routed(&frame[network + ipv4::HEADER_LEN..transport]).map_err(drop_for)? {
         return Err(Verdict::Drop(Reason::SourceRouted));
     }
     let kind = if !header.is_fragment() {
