@@ -6,7 +6,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -203,10 +203,15 @@ impl Rtnl {
     }
 
     /// Whether `device` is up, has a carrier and owns no address that may not be used yet.
+    ///
+    /// The kernel sees to a new carrier up to a second later: till then the flags say that the device runs, but what is sent
+    /// is thrown away (queueing discipline noop), and IPv6 and bridges take the device for one without a link.
     pub fn is_ready(&mut self, device: &str) -> Result<bool> {
         let link = self.link(device)?;
         let wanted = LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running;
-        if !link.header.flags.contains(wanted) {
+        let seen_to = link.attributes.contains(&LinkAttribute::OperState(State::Up))
+            && !link.attributes.contains(&LinkAttribute::Qdisc("noop".into()));
+        if !link.header.flags.contains(wanted) || !seen_to {
             return Ok(false);
         }
         let addresses = self

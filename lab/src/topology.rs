@@ -203,7 +203,7 @@ impl Topology {
         let hosts = [(&self.client, plan.client_queues), (&self.director, plan.client_queues)];
         let servers = self.servers.iter().map(|server| (server, plan.server_queues));
         for (number, (host, queues)) in hosts.into_iter().chain(servers).enumerate() {
-            let port = format!("port{number}");
+            let port = port(number);
             wire(switch, &port, host, "eth0", queues, plan.mtu)?;
             switch.net().join_bridge(&port, "br0")?;
         }
@@ -228,6 +228,10 @@ impl Topology {
         if let Some(router) = &self.router {
             router.wait_ready(&["eth0", "eth1"])?;
         }
+        if let Some(switch) = &self.switch {
+            let ports: Vec<_> = (0..2 + self.servers.len()).map(port).collect();
+            switch.wait_ready(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
         self.servers.iter().try_for_each(|server| server.wait_ready(&["eth0"]))
     }
 }
@@ -236,6 +240,11 @@ impl Topology {
 fn families() -> impl Iterator<Item = IpAddr> {
     let v6 = has_ipv6().then_some(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     std::iter::once(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).chain(v6)
+}
+
+/// A device of the switch.
+fn port(number: usize) -> String {
+    format!("port{number}")
 }
 
 /// Makes a pair between two namespaces and takes both ends up.

@@ -54,10 +54,11 @@ impl Client {
     }
 
     /// Puts `address` with a host's prefix (/32, /128) on the device, without duplicate address detection, marked as a
-    /// director's.
+    /// director's. One of IPv6 gets no route of its prefix: on `lo` that would have the kernel tell senders that the network is
+    /// unreachable, until it takes the address's packets itself.
     pub fn add_address(&mut self, ifindex: u32, address: IpAddr) -> Result<AddressChange, NetlinkError> {
         let mut message = host_address(ifindex, address);
-        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
         message.attributes.push(AddressAttribute::Protocol(ORIGIN));
         let request = RouteNetlinkMessage::NewAddress(message);
         let asked = self.socket.request(request, NLM_F_CREATE | NLM_F_EXCL, &|| {

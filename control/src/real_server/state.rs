@@ -8,10 +8,18 @@ use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 /// The device that virtual addresses are put on: nobody asks for its addresses by ARP or neighbour discovery.
 pub(super) const LOOPBACK: &str = "lo";
+
+/// How long the kernel may take to see to an address, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A port for a socket that sends nothing (RFC 863).
+const DISCARD: u16 = 9;
 
 /// Something that has to be so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,8 +135,28 @@ impl Want {
                 journal.add(Step::Address { device: LOOPBACK.to_owned(), address: *vip });
                 journals.save(journal)?;
                 Client::open()?.add_address(index(LOOPBACK)?, *vip)?;
+                wait_until_taken(*vip)?;
                 Ok(Some(format!("{vip} is on {LOOPBACK}")))
             }
+        }
+    }
+}
+
+/// Waits until the kernel takes packets for an address it has been given. That of IPv6 is ready when a work queue has seen to it;
+/// till then packets for it go the way of its network, be it none: their senders would be told that it cannot be reached.
+fn wait_until_taken(address: IpAddr) -> Result<(), Error> {
+    let failed = || Error::os(format!("reach {address} on this host, where it was put on {LOOPBACK}"));
+    let begin = Instant::now();
+    loop {
+        // Nothing is sent: a socket that is connected to the address has it on its own side, too, once it is the host's.
+        let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).map_err(failed())?;
+        let connected = socket.connect(SocketAddr::new(address, DISCARD)).and_then(|()| socket.local_addr());
+        match connected {
+            Ok(own) if own.ip() == address => return Ok(()),
+            Err(error) if begin.elapsed() > PATIENCE => return Err(failed()(error)),
+            _ if begin.elapsed() > PATIENCE => return Err(failed()(io::ErrorKind::TimedOut.into())),
+            _ => std::thread::sleep(PAUSE),
         }
     }
 }

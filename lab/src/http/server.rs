@@ -41,7 +41,7 @@ impl Server {
         Ok(Server { listener, connections, answered, acceptor: Some(acceptor) })
     }
 
-    /// Requests answered so far.
+    /// Requests answered so far, one in the middle of its answer included.
     pub fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
@@ -114,8 +114,9 @@ fn converse(stream: &TcpStream, answered: &AtomicU64, name: &str) -> io::Result<
     stream.set_nodelay(true)?;
     let mut incoming = Incoming::new(stream);
     while let Some(request) = incoming.request()? {
-        answer(stream, &mut incoming, &request, name)?;
+        // Before the answer, so that a client that has it finds it counted.
         answered.fetch_add(1, Relaxed);
+        answer(stream, &mut incoming, &request, name)?;
         if request.close {
             break;
         }
