@@ -2,6 +2,8 @@
 //! byte anywhere in a transfer is found.
 
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// Fills `buffer` with the stream's bytes from `offset` on.
 pub fn fill(offset: u64, buffer: &mut [u8]) {
@@ -18,8 +20,18 @@ pub fn fill(offset: u64, buffer: &mut [u8]) {
     }
 }
 
-/// The SHA-256 of the stream's first `length` bytes, in hexadecimal.
+/// The SHA-256 of the stream's first `length` bytes, in hexadecimal. Lengths once asked for are remembered.
 pub fn sha256(length: u64) -> String {
+    static KNOWN: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&length).cloned();
+    known.unwrap_or_else(|| {
+        let hash = compute_sha256(length);
+        KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(length, hash.clone());
+        hash
+    })
+}
+
+fn compute_sha256(length: u64) -> String {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 64 * 1024];
     let mut done = 0;

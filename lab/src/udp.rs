@@ -2,9 +2,11 @@
 
 use crate::{Error, Namespace, Result};
 use nix::sys::socket::{setsockopt, sockopt};
+use std::collections::BTreeSet;
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,7 +20,15 @@ const TURN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Echo {
     end: Arc<AtomicBool>,
+    seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What a server has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    senders: Mutex<BTreeSet<SocketAddr>>,
+    refusals: AtomicU64,
 }
 
 impl Echo {
@@ -26,13 +36,24 @@ impl Echo {
     pub fn start(namespace: &Namespace, address: SocketAddr, name: &str) -> Result<Self> {
         let socket = bind(namespace, address)?;
         socket.set_read_timeout(Some(TURN)).map_err(Error::when("set a timeout"))?;
-        let end = Arc::new(AtomicBool::new(false));
-        let (ends, greeting) = (end.clone(), format!("{name} "));
+        hear_errors(&socket, address.is_ipv4())?;
+        let (end, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+        let (ends, sees, greeting) = (end.clone(), seen.clone(), format!("{name} "));
         let thread = std::thread::Builder::new()
             .name(format!("udp {name}"))
-            .spawn(move || answer(&socket, greeting.as_bytes(), &ends))
+            .spawn(move || answer(&socket, greeting.as_bytes(), &sees, &ends))
             .map_err(Error::when("start a thread"))?;
-        Ok(Echo { end, thread: Some(thread) })
+        Ok(Echo { end, seen, thread: Some(thread) })
+    }
+
+    /// The addresses and ports that datagrams came from.
+    pub fn senders(&self) -> BTreeSet<SocketAddr> {
+        self.seen.senders.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many ICMP errors have said that an answer came to a closed port.
+    pub fn refusals(&self) -> u64 {
+        self.seen.refusals.load(Relaxed)
     }
 }
 
@@ -45,10 +66,14 @@ impl Drop for Echo {
     }
 }
 
-fn answer(socket: &UdpSocket, greeting: &[u8], end: &AtomicBool) {
+fn answer(socket: &UdpSocket, greeting: &[u8], seen: &Seen, end: &AtomicBool) {
     let mut buffer = vec![0; DATAGRAM];
+    let note = |error: &io::Error| {
+        seen.refusals.fetch_add(u64::from(error.kind() == io::ErrorKind::ConnectionRefused), Relaxed);
+    };
     while !end.load(Relaxed) {
-        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((length, from)) = socket.recv_from(&mut buffer).inspect_err(note) else { continue };
+        seen.senders.lock().unwrap_or_else(PoisonError::into_inner).insert(from);
         let answer = [greeting, &buffer[..length]].concat();
         let _lost_like_any_datagram = socket.send_to(&answer, from);
     }
@@ -70,22 +95,33 @@ impl Client {
         Ok(Client { socket })
     }
 
+    /// The address and port this side has.
+    pub fn local(&self) -> Result<SocketAddr> {
+        self.socket.local_addr().map_err(Error::when("tell the own address"))
+    }
+
+    /// Sends `question` and waits for nothing.
+    pub fn say(&self, question: &[u8]) -> Result<()> {
+        let sent = self.socket.send(question).map(drop);
+        sent.map_err(Error::when(format!("send {} bytes", question.len())))
+    }
+
     /// Lets datagrams travel at most `hops` hops, and has the socket fail when an ICMP error says that one did not arrive.
     pub fn travel(&self, hops: u8) -> Result<()> {
         let (hops, what) = (i32::from(hops), "set a socket's hops");
-        if self.socket.local_addr().map_err(Error::when(what))?.is_ipv4() {
+        let v4 = self.local()?.is_ipv4();
+        if v4 {
             setsockopt(&self.socket, sockopt::Ipv4Ttl, &hops).map_err(Error::when(what))?;
-            setsockopt(&self.socket, sockopt::Ipv4RecvErr, &true).map_err(Error::when(what))
         } else {
             setsockopt(&self.socket, sockopt::Ipv6Ttl, &hops).map_err(Error::when(what))?;
-            setsockopt(&self.socket, sockopt::Ipv6RecvErr, &true).map_err(Error::when(what))
         }
+        hear_errors(&self.socket, v4)
     }
 
     /// Sends `question` and returns who answered, once an answer that repeats the question has come within `limit`.
     pub fn ask(&self, question: &[u8], limit: Duration) -> Result<String> {
         self.socket.set_read_timeout(Some(limit)).map_err(Error::when("set a timeout"))?;
-        self.socket.send(question).map_err(Error::when(format!("send {} bytes", question.len())))?;
+        self.say(question)?;
         let mut buffer = vec![0; DATAGRAM];
         let length = self.socket.recv(&mut buffer).map_err(Error::when("receive the answer"))?;
         let answer = &buffer[..length];
@@ -98,6 +134,15 @@ impl Client {
             ))),
         }
     }
+}
+
+/// Has a socket fail when an ICMP error says that a datagram of its did not arrive.
+fn hear_errors(socket: &UdpSocket, v4: bool) -> Result<()> {
+    let set = match v4 {
+        true => setsockopt(socket, sockopt::Ipv4RecvErr, &true),
+        false => setsockopt(socket, sockopt::Ipv6RecvErr, &true),
+    };
+    set.map_err(Error::when("have a socket hear errors"))
 }
 
 fn bind(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {

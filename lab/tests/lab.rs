@@ -23,7 +23,7 @@ const TESTS: Tests = &[
 ];
 
 fn main() -> ExitCode {
-    harness::run(&[("lab", TESTS)])
+    harness::run(&[("lab", TESTS)], Vec::new())
 }
 
 const LIMIT: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 use uvs::control::api::{Request, Response, Status};
 use uvs::control::client::Client;
@@ -27,6 +28,15 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// The other one.
 pub(crate) const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// A local address for full NAT that no host has: the real servers send what is for it to their gateway.
+pub(crate) fn local(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() {
+        IpAddr::from([10, 9, 8, 7])
+    } else {
+        IpAddr::from([0x2001, 0xdb8, 0x999, 0, 0, 0, 0, 7])
+    }
+}
 
 /// A running `uvs run`. Dropping it ends it.
 pub(crate) struct Director {
@@ -213,17 +223,17 @@ pub(crate) fn output(namespace: &Namespace, command: &mut Command) -> Result<Out
     Ok(namespace.start(command)?.wait_with_output()?)
 }
 
-/// A name `ipvsadm` for the binary.
+/// A name `ipvsadm` for the binary; one that leads elsewhere, as in a copied build directory, is put right.
 fn ipvsadm_path() -> Result<PathBuf, Failed> {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ipvsadm");
-    if !path.exists() {
-        match symlink(UVS, &path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(format!("cannot make {}: {error}", path.display()).into());
-            }
-            _ => {}
-        }
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = directory.join("ipvsadm");
+    if fs::read_link(&path).is_ok_and(|target| target == Path::new(UVS)) {
+        return Ok(path);
     }
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let new = directory.join(format!("ipvsadm-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed)));
+    let made = symlink(UVS, &new).and_then(|()| fs::rename(&new, &path));
+    made.map_err(|error| format!("cannot make {}: {error}", path.display()))?;
     Ok(path)
 }
 

@@ -1,6 +1,6 @@
 //! Clients of one IP version, real servers of the other, by full NAT.
 
-use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load};
+use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load, local};
 use crate::harness::{Outcome, Tests, check};
 use crate::icmp::fails;
 use crate::traffic::{expect_shares, run, transfer_on};
@@ -19,15 +19,6 @@ pub(crate) const TESTS: Tests = &[
 
 /// The client's family and the real servers'.
 const PAIRS: [(IpAddr, IpAddr); 2] = [(V6, V4), (V4, V6)];
-
-/// A local address that no host has: the real servers send what is for it to their gateway.
-fn local(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() {
-        IpAddr::from([10, 9, 8, 7])
-    } else {
-        IpAddr::from([0x2001, 0xdb8, 0x999, 0, 0, 0, 0, 7])
-    }
-}
 
 /// Makes the service on port 80 of a family's VIP, with both real servers' addresses of the other.
 fn balance(world: &World, clients: IpAddr, servers: IpAddr) -> Outcome {

@@ -1,11 +1,10 @@
 //! Full NAT: real servers that are no one's gateway's, few ports for many connections, addresses that come and go.
 
 use crate::director::{
-    Configuration, Director, LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm, uvs,
+    Configuration, Director, LIMIT, V4, V6, World, in_default_world, in_world, load, local, one_arm, uvs,
 };
 use crate::harness::{Outcome, Tests, check};
 use crate::traffic::{expect_shares, run, transfer_on};
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uvs_lab::http::Connection;
@@ -14,7 +13,6 @@ use uvs_lab::{Plan, udp, wait};
 pub(crate) const TESTS: Tests = &[
     ("both_families", || in_default_world(both_families)),
     ("own_address_on_one_segment", || in_world(&one_arm(), &[], own_address)),
-    ("datagrams", || in_default_world(datagrams)),
     ("two_hundred_ports", || {
         let file = few_ports("6000-6199")?;
         in_world(&Plan::default(), &["--config", &file.path()], two_hundred_ports)
@@ -27,11 +25,6 @@ pub(crate) const TESTS: Tests = &[
     ("an_address_leaves", || in_default_world(an_address_leaves)),
     ("saved_and_restored", || in_default_world(saved_and_restored)),
 ];
-
-/// A local address that no host has: the real servers send what is for it to their gateway.
-fn routed(family: IpAddr) -> IpAddr {
-    if family.is_ipv4() { IpAddr::from([10, 9, 8, 7]) } else { "2001:db8:999::7".parse().unwrap_or(family) }
-}
 
 /// The service on port 80 by full NAT to both real servers, from these local addresses.
 fn balance(world: &World, family: IpAddr, locals: &[IpAddr]) -> Outcome {
@@ -68,7 +61,7 @@ fn locals(world: &World) -> Result<Vec<(IpAddr, u64, u64)>, libtest_mimic::Faile
 
 fn both_families(world: &mut World) -> Outcome {
     for family in [V4, V6] {
-        balance(world, family, &[routed(family)])?;
+        balance(world, family, &[local(family)])?;
         let service = world.service(family);
         expect_shares(&run(world, &load(service, 200, false))?, &[("rs1", 100), ("rs2", 100)])?;
         run(world, &load(service, 200, true))?;
@@ -76,7 +69,7 @@ fn both_families(world: &mut World) -> Outcome {
         let listing = world.ipvsadm(&format!("-Ln -t {service}"))?;
         check(listing.matches(" FullNat ").count() == 2, listing)?;
         let rows = locals(world)?;
-        let used = rows.iter().find(|(address, ..)| *address == routed(family)).map(|row| row.2);
+        let used = rows.iter().find(|(address, ..)| *address == local(family)).map(|row| row.2);
         check(used.is_some_and(|connections| connections >= 208), format!("{used:?} connections: {rows:?}"))?;
     }
     Ok(())
@@ -95,33 +88,6 @@ fn own_address(world: &mut World) -> Outcome {
             check(answer.server == format!("rs{}", index + 1), format!("{} answered", answer.server))?;
         }
         transfer_on(world, family, 5_000_000)?;
-    }
-    Ok(())
-}
-
-fn datagrams(world: &mut World) -> Outcome {
-    for family in [V4, V6] {
-        let service = SocketAddr::new(world.vip(family), 53);
-        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
-        world.ipvsadm(&format!("-P -u {service} -z {}", routed(family)))?;
-        let mut echoes = Vec::new();
-        for index in 0..2 {
-            let address = world.server(index, family, 5353);
-            let server = &world.topology.servers[index];
-            echoes.push(udp::Echo::start(server, address, &format!("rs{}", index + 1))?);
-            world.ipvsadm(&format!("-a -u {service} -r {address} -b"))?;
-        }
-        let mut servers = BTreeSet::new();
-        for _ in 0..10 {
-            let client = udp::Client::connect(&world.topology.client, service)?;
-            let first = client.ask(b"first", LIMIT)?;
-            for question in [&b""[..], b"odd", &[0; 1000], &[0xff; 1400]] {
-                let again = client.ask(question, LIMIT)?;
-                check(again == first, format!("one client was answered by {first} and {again}"))?;
-            }
-            servers.insert(first);
-        }
-        check(servers.len() == 2, format!("{servers:?} answered"))?;
     }
     Ok(())
 }
@@ -149,14 +115,14 @@ fn no_port_left(world: &mut World) -> Outcome {
         connection.get("/")?;
     }
     // Another address has other ports.
-    let another = routed(V4);
+    let another = local(V4);
     world.ipvsadm(&format!("-P -t {} -z {another}", world.service(V4)))?;
     open()?.get("/").map(drop).map_err(Into::into)
 }
 
 fn an_address_leaves(world: &mut World) -> Outcome {
     let family = V4;
-    let (first, second) = (routed(family), IpAddr::from([10, 9, 8, 8]));
+    let (first, second) = (local(family), IpAddr::from([10, 9, 8, 8]));
     let service = SocketAddr::new(world.vip(family), 53);
     let server = world.server(0, family, 53);
     let _echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
@@ -183,7 +149,7 @@ fn an_address_leaves(world: &mut World) -> Outcome {
 }
 
 fn saved_and_restored(world: &mut World) -> Outcome {
-    balance(world, V4, &[routed(V4)])?;
+    balance(world, V4, &[local(V4)])?;
     let saved = world.ipvsadm("-Sn")?;
     let service = world.service(V4);
     check(saved.contains(&format!("-P -t {service} -z 10.9.8.7\n")), saved.clone())?;

@@ -1,6 +1,6 @@
 //! ICMP errors through the director: closed ports, short links, packets that travelled too far.
 
-use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world};
+use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, local};
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use std::io::ErrorKind;
@@ -9,7 +9,6 @@ use uvs_lab::http::Connection;
 use uvs_lab::{Error, Plan, stream, udp};
 
 pub(crate) const TESTS: Tests = &[
-    ("a_closed_port_of_a_real_server", || in_default_world(a_closed_port)),
     ("packets_that_travelled_too_far", || in_default_world(packets_that_travelled_too_far)),
     ("a_path_that_becomes_narrow", || {
         in_world(&Plan { router: true, ..Plan::default() }, &[], a_path_that_becomes_narrow)
@@ -18,15 +17,6 @@ pub(crate) const TESTS: Tests = &[
 
 /// Masquerading and full NAT: by both, errors go through the director both ways.
 const METHODS: [&str; 2] = ["-m", "-b"];
-
-/// A local address for full NAT that no host has: the real servers send what is for it to their gateway.
-fn local(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() {
-        IpAddr::from([10, 9, 8, 7])
-    } else {
-        IpAddr::from([0x2001, 0xdb8, 0x999, 0, 0, 0, 0, 7])
-    }
-}
 
 /// Makes a service, `-t` or `-u`, with one real server.
 fn serve(world: &World, kind: &str, service: SocketAddr, server: SocketAddr, method: &str) -> Outcome {
@@ -51,21 +41,6 @@ pub(crate) fn fails(client: &udp::Client, kind: ErrorKind) -> Outcome {
         Err(Error::System { source, .. }) if source.kind() == kind => Ok(()),
         other => Err(format!("{other:?}, not {kind:?}").into()),
     }
-}
-
-/// The real server's kernel says that its port is closed; the client's socket learns it.
-fn a_closed_port(world: &mut World) -> Outcome {
-    for (family, method) in families_and_methods() {
-        let (service, server) = serve_datagrams(world, family, method)?;
-        fails(&udp::Client::connect(&world.topology.client, service)?, ErrorKind::ConnectionRefused)?;
-        // The port is opened, and the service goes on as if nothing had been.
-        let _echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
-        let answer = udp::Client::connect(&world.topology.client, service)?.ask(b"now?", LIMIT)?;
-        check(answer == "rs1", format!("answered by {answer}"))?;
-        world.ipvsadm("-C")?;
-    }
-    let damaged = world.drops("bad_checksum")?;
-    check(damaged == 0, format!("{damaged} packets were damaged"))
 }
 
 fn families_and_methods() -> impl Iterator<Item = (IpAddr, &'static str)> {

@@ -14,6 +14,8 @@ mod fullnat;
 mod harness;
 mod icmp;
 mod kernel;
+mod matrix;
+mod methods;
 mod raw;
 mod real_server;
 mod traffic;
@@ -21,7 +23,7 @@ mod traffic;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    harness::run(&[
+    let files: &[(&str, harness::Tests)] = &[
         ("traffic", traffic::TESTS),
         ("icmp", icmp::TESTS),
         ("kernel", kernel::TESTS),
@@ -33,5 +35,6 @@ fn main() -> ExitCode {
         ("endings", endings::TESTS),
         ("families", families::TESTS),
         ("demo", demo::TESTS),
-    ])
+    ];
+    harness::run(files, matrix::tests())
 }

@@ -1,29 +1,18 @@
 //! The same traffic by packet sockets: the director takes copies, and its guard keeps the kernel from answering.
 
-use crate::director::{V4, V6, World, in_world, load, one_arm, uvs};
+use crate::director::{V4, World, in_world, load, uvs};
 use crate::faults::{killed_under_load, without_af_xdp};
 use crate::harness::{Outcome, Tests, check};
 use crate::kernel::{
     a_fragmented_datagram, a_real_server_from_the_director, a_real_server_routed, a_reset,
     other_ports_and_addresses, pings, real_servers_use_their_gateway,
 };
-use crate::traffic::{
-    a_thousand_at_once, both_families, datagrams, direct_routing, fragmented_datagrams,
-    fragments_by_direct_routing, jumbo_frames, run, transfer,
-};
+use crate::traffic::{a_thousand_at_once, both_families, jumbo_frames, run};
 use uvs_lab::Plan;
 
 pub(crate) const TESTS: Tests = &[
-    ("new_connections", || in_raw_world(|world| both_families(world, false))),
-    ("keep_alive", || in_raw_world(|world| both_families(world, true))),
     ("a_thousand_at_once", || in_raw_world(a_thousand_at_once)),
-    ("two_hundred_megabytes_each_way", || in_raw_world(|world| transfer(world, V4, 200_000_000))),
-    ("ipv6_transfers", || in_raw_world(|world| transfer(world, V6, 20_000_000))),
     ("jumbo_frames", || raw(&Plan { mtu: 9000, ..Plan::default() }, RAW, jumbo_frames)),
-    ("datagrams", || in_raw_world(datagrams)),
-    ("direct_routing", || raw(&one_arm(), RAW, direct_routing)),
-    ("fragmented_datagrams", || in_raw_world(fragmented_datagrams)),
-    ("fragments_by_direct_routing", || raw(&one_arm(), RAW, fragments_by_direct_routing)),
     ("workers_share_a_device", || raw(&Plan::default(), &["--io", "raw", "--workers", "2"], two_workers)),
     ("other_ports_and_addresses", || in_raw_world(other_ports_and_addresses)),
     ("pings", || in_raw_world(pings)),

@@ -1,18 +1,17 @@
 //! The main job: every answer right, every byte in its place, shares as the scheduler says.
 
-use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load, one_arm};
+use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, load};
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use uvs_lab::http::{Connection, Load, Report, Server};
 use uvs_lab::probe::{RawTcp, flags};
-use uvs_lab::{Plan, Prefix, stream, udp, wait};
+use uvs_lab::{Plan, stream, udp, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("new_connections", || in_default_world(|world| both_families(world, false))),
     ("keep_alive", || in_default_world(|world| both_families(world, true))),
-    ("generic_mode", || in_world(&Plan::default(), &["--xdp-mode", "generic"], generic_mode)),
     ("a_thousand_at_once", || in_default_world(a_thousand_at_once)),
     ("shares_follow_the_weights", || in_default_world(shares_follow_the_weights)),
     ("lc_balances_open_connections", || {
@@ -22,13 +21,10 @@ pub(crate) const TESTS: Tests = &[
         in_default_world(|world| open_connections(world, "wlc", [3, 1], [15, 5]))
     }),
     ("two_hundred_megabytes_each_way", || in_default_world(|world| transfer(world, V4, 200_000_000))),
-    ("ipv6_transfers", || in_default_world(|world| transfer(world, V6, 20_000_000))),
     ("jumbo_frames", || in_world(&Plan { mtu: 9000, ..Plan::default() }, &[], jumbo_frames)),
     ("real_servers_on_another_port", || in_default_world(real_servers_on_another_port)),
     ("datagrams", || in_default_world(datagrams)),
     ("fragmented_datagrams", || in_default_world(fragmented_datagrams)),
-    ("fragmented_datagrams_by_direct_routing", || in_world(&one_arm(), &[], fragments_by_direct_routing)),
-    ("direct_routing", || in_world(&one_arm(), &[], direct_routing)),
     ("a_table_that_grows", || in_default_world(a_table_that_grows)),
     ("two_workers_and_uneven_queues", || {
         let plan = Plan { client_queues: 2, server_queues: 1, ..Plan::default() };
@@ -77,21 +73,6 @@ pub(crate) fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
     Ok(())
 }
 
-/// In generic mode a veth peer's super-frames arrive whole, longer than any device takes, and are cut into segments.
-fn generic_mode(world: &mut World) -> Outcome {
-    check(
-        world.status()?.devices.iter().all(|device| device.mode == "generic"),
-        "a device is not in generic mode",
-    )?;
-    both_families(world, false)?;
-    for family in [V4, V6] {
-        transfer_on(world, family, 20_000_000)?;
-    }
-    let drops = world.status()?.drops;
-    let lost = drops.iter().filter(|drop| ["too_big", "too_many_parts"].contains(&&*drop.reason));
-    check(lost.map(|drop| drop.count).sum::<u64>() == 0, format!("super-frames were dropped: {drops:?}"))
-}
-
 pub(crate) fn a_thousand_at_once(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     let load = Load { clients: 1000, together: true, limit: LIMIT * 3, ..Load::new(world.service(V4), 1000) };
@@ -129,7 +110,7 @@ fn open_connections(world: &mut World, scheduler: &str, weights: [u32; 2], expec
 }
 
 /// Makes the service, and the same length goes down and up through one connection.
-pub(crate) fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
+fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
     world.balance(family, "rr", &[1, 1])?;
     transfer_on(world, family, length)
 }
@@ -179,7 +160,7 @@ fn real_servers_on_another_port(world: &mut World) -> Outcome {
     Ok(())
 }
 
-pub(crate) fn datagrams(world: &mut World) -> Outcome {
+fn datagrams(world: &mut World) -> Outcome {
     for family in [V4, V6] {
         let service = SocketAddr::new(world.vip(family), 53);
         world.ipvsadm(&format!("-A -u {service} -s rr"))?;
@@ -209,7 +190,7 @@ pub(crate) fn datagrams(world: &mut World) -> Outcome {
 }
 
 /// Datagrams of many fragments there and back again, translated.
-pub(crate) fn fragmented_datagrams(world: &mut World) -> Outcome {
+fn fragmented_datagrams(world: &mut World) -> Outcome {
     for family in [V4, V6] {
         let service = SocketAddr::new(world.vip(family), 53);
         world.ipvsadm(&format!("-A -u {service} -s rr"))?;
@@ -241,44 +222,6 @@ fn ask_at_length(world: &World, service: SocketAddr) -> Outcome {
     let drops = world.status()?.drops;
     let dropped: Vec<_> = drops.iter().filter(|drop| drop.count > 0).collect();
     check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))
-}
-
-pub(crate) fn fragments_by_direct_routing(world: &mut World) -> Outcome {
-    let service = SocketAddr::new(world.vip(V4), 53);
-    take_the_virtual_address(world)?;
-    let _echo = udp::Echo::start(&world.topology.servers[0], service, "rs1")?;
-    world.ipvsadm(&format!("-A -u {service} -s rr"))?;
-    world.ipvsadm(&format!("-a -u {service} -r {} -g", world.server(0, V4, 53)))?;
-    ask_at_length(world, service)
-}
-
-/// The real servers have the virtual address too, and keep quiet about it.
-fn take_the_virtual_address(world: &World) -> Outcome {
-    for server in &world.topology.servers {
-        for scope in ["all", "eth0"] {
-            server.sysctl(&format!("net/ipv4/conf/{scope}/arp_ignore"), "1")?;
-            server.sysctl(&format!("net/ipv4/conf/{scope}/arp_announce"), "2")?;
-        }
-        server.net().add_address("lo", Prefix::host(world.vip(V4)))?;
-    }
-    Ok(())
-}
-
-pub(crate) fn direct_routing(world: &mut World) -> Outcome {
-    take_the_virtual_address(world)?;
-    let service = world.service(V4);
-    let _on_the_vip: Vec<Server> = (world.topology.servers.iter().enumerate())
-        .map(|(index, server)| Server::start(server, service, &format!("dr{}", index + 1)))
-        .collect::<Result<_, _>>()?;
-    world.ipvsadm(&format!("-A -t {service} -s rr"))?;
-    for index in 0..2 {
-        world.ipvsadm(&format!("-a -t {service} -r {}", world.server(index, V4, 80)))?;
-    }
-    let report = run(world, &load(service, 100, false))?;
-    expect_shares(&report, &[("dr1", 50), ("dr2", 50)])?;
-    let mut connection = Connection::open(&world.topology.client, service, LIMIT)?;
-    let up = connection.put("/", 5_000_000)?;
-    check(up.body == format!("{}\n", stream::sha256(5_000_000)).as_bytes(), "what went up differs")
 }
 
 /// Every frame gets out though only one worker has the ring of the servers' queue, and a reply that lands on the other

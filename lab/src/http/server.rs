@@ -143,10 +143,11 @@ fn answer(
             })?;
             say(stream, name, "200 OK", format!("{}\n", stream::hex(&hash.finalize())).as_bytes())
         }
+        ("GET", "/client") => say(stream, name, "200 OK", format!("{}\n", stream.peer_addr()?).as_bytes()),
         ("GET", "/") => say(stream, name, "200 OK", format!("{name}\n").as_bytes()),
         ("GET", path) => match path.strip_prefix("/bytes/").and_then(|length| length.parse().ok()) {
             Some(length) => send_stream(stream, name, length),
-            None => say(stream, name, "404 Not Found", b"there are / and /bytes/N\n"),
+            None => say(stream, name, "404 Not Found", b"there are /, /client and /bytes/N\n"),
         },
         _ => say(stream, name, "405 Method Not Allowed", b"there are GET, PUT and POST\n"),
     }

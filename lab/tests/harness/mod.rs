@@ -10,9 +10,12 @@ pub(crate) type Outcome = Result<(), Failed>;
 /// Tests of one file: name and function.
 pub(crate) type Tests = &'static [(&'static str, fn() -> Outcome)];
 
-/// Runs the tests that the command line selects, at most two at once: each builds a topology and loads it, and more would
-/// only measure each other.
-pub(crate) fn run(files: &[(&str, Tests)]) -> ExitCode {
+/// A test made of a table's row.
+pub(crate) type Test = Box<dyn FnOnce() -> Outcome + Send>;
+
+/// Runs the tests that the command line selects, of `files` and, by their whole names, of `tables`, at most two at once: each
+/// builds a topology and loads it, and more would only measure each other.
+pub(crate) fn run(files: &[(&str, Tests)], tables: Vec<(String, Test)>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(2).min(2));
     if !arguments.list {
@@ -24,9 +27,11 @@ pub(crate) fn run(files: &[(&str, Tests)]) -> ExitCode {
     }
     let obstacle =
         if arguments.list { None } else { uvs_lab::obstacle().map(|why| format!("because {why}")) };
-    let trials = files
-        .iter()
-        .flat_map(|(file, tests)| tests.iter().map(move |(name, test)| (format!("{file}::{name}"), *test)))
+    let of_files = files.iter().flat_map(|(file, tests)| {
+        tests.iter().map(move |(name, test)| (format!("{file}::{name}"), Box::new(*test) as Test))
+    });
+    let trials = of_files
+        .chain(tables)
         .map(|(name, test)| {
             let obstacle = obstacle.clone();
             Trial::ignorable_test(name, move || match obstacle {

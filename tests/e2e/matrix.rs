@@ -1,0 +1,119 @@
+//! Every forwarding method, in both IP versions, by every way to take frames: the same checks for all.
+
+use crate::director::{LIMIT, V4, V6, in_world, load};
+use crate::harness::{Outcome, Test, check};
+use crate::icmp::fails;
+use crate::methods::{CLOSED, ECHO, METHODS, Method, Scene};
+use crate::traffic::{expect_shares, run, transfer_on};
+use nix::libc;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use uvs_lab::Error;
+use uvs_lab::http::Connection;
+
+/// A way to take frames: its name, the director's arguments, and what its status calls it.
+struct Io(&'static str, [&'static str; 2], &'static str);
+
+const IOS: [Io; 3] = [
+    Io("native", ["--xdp-mode", "native"], "native"),
+    Io("generic", ["--xdp-mode", "generic"], "generic"),
+    Io("raw", ["--io", "raw"], "raw"),
+];
+
+/// Something that holds for every combination, and its name.
+type Check = (&'static str, fn(&Scene<'_>) -> Outcome);
+
+/// All of it, in the order in which it is looked at.
+const CHECKS: [Check; 7] = [
+    ("requests", requests),
+    ("the client's address", the_clients_address),
+    ("transfers", transfers),
+    ("datagrams", datagrams),
+    ("fragments", fragments),
+    ("errors", errors),
+    ("losses", losses),
+];
+
+/// A test for each combination: `matrix::tun_gue::ipv6::raw`.
+pub(crate) fn tests() -> Vec<(String, Test)> {
+    let mut tests = Vec::new();
+    for method in &METHODS {
+        for (version, family) in [("ipv4", V4), ("ipv6", V6)] {
+            for io in &IOS {
+                let test: Test = Box::new(move || combination(method, family, io));
+                tests.push((format!("matrix::{}::{version}::{}", method.name, io.0), test));
+            }
+        }
+    }
+    tests
+}
+
+fn combination(method: &Method, family: IpAddr, Io(_, arguments, mode): &Io) -> Outcome {
+    let plan = method.plan();
+    in_world(&plan, arguments, |world| {
+        let devices = world.status()?.devices;
+        check(
+            devices.iter().all(|device| device.mode.starts_with(mode)),
+            format!("not {mode}: {devices:?}"),
+        )?;
+        let scene = Scene::set(world, method, family, plan.arms)?;
+        CHECKS.iter().try_for_each(|(what, holds)| {
+            holds(&scene).map_err(|failed| format!("{what}: {}", failed.message().unwrap_or_default()).into())
+        })
+    })
+}
+
+fn requests(scene: &Scene<'_>) -> Outcome {
+    let report = run(scene.world, &load(scene.at(80), 40, false))?;
+    expect_shares(&report, &[("rs1", 20), ("rs2", 20)])
+}
+
+/// By full NAT a real server sees the local address.
+fn the_clients_address(scene: &Scene<'_>) -> Outcome {
+    let mut connection = Connection::open(&scene.world.topology.client, scene.at(80), LIMIT)?;
+    let seen = String::from_utf8_lossy(&connection.get("/client")?.body).trim().to_owned();
+    let own = connection.local()?.to_string();
+    check((seen == own) == scene.method.shows_clients(), format!("{own} is {seen} to the real server"))
+}
+
+fn transfers(scene: &Scene<'_>) -> Outcome {
+    transfer_on(scene.world, scene.family, 50_000_000)
+}
+
+fn datagrams(scene: &Scene<'_>) -> Outcome {
+    let client = scene.datagrams(ECHO)?;
+    for question in [&b""[..], b"odd", &[0; 1000], &[0xff; 1400]] {
+        let answer = client.ask(question, LIMIT)?;
+        check(answer == "rs1", format!("{} bytes were answered by {answer}", question.len()))?;
+    }
+    let (own, seen) = (client.local()?, scene.echo.senders());
+    check(
+        seen.contains(&own) == scene.method.shows_clients(),
+        format!("{own} is {seen:?} to the real server"),
+    )
+}
+
+/// There and back again in fragments.
+fn fragments(scene: &Scene<'_>) -> Outcome {
+    let client = scene.datagrams(ECHO)?;
+    let question: Vec<u8> = (0..8000).map(|at: usize| at.to_le_bytes()[0]).collect();
+    if scene.method.is_tunnel() && scene.family.is_ipv6() {
+        // Routers do not fragment IPv6: the client may have to be told first how little fits the tunnel.
+        match client.ask(&question, LIMIT) {
+            Err(Error::System { source, .. }) if source.raw_os_error() == Some(libc::EMSGSIZE) => {}
+            other => drop(other?),
+        }
+    }
+    (0..2).try_for_each(|_| client.ask(&question, LIMIT).map(drop)).map_err(Into::into)
+}
+
+/// Either side's word that a port is closed reaches the other.
+fn errors(scene: &Scene<'_>) -> Outcome {
+    fails(&scene.datagrams(CLOSED)?, ErrorKind::ConnectionRefused)?;
+    scene.the_server_learns_that_a_client_is_gone()
+}
+
+/// Only what is too long for a tunnel is lost, of which its sender is told.
+fn losses(scene: &Scene<'_>) -> Outcome {
+    scene.lost_nothing_but(if scene.method.is_tunnel() { &["too_big"] } else { &[] })
+}
