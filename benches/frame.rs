@@ -12,16 +12,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use uvs_conntrack::{Limits, SharedTable, Tick};
+use uvs_engine::capture::{Captures, Tapped};
 use uvs_engine::counters::Counters;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::packet::checksum::{Sum, complete};
 use uvs_engine::packet::{ipv4, ipv6, protocol, tcp, udp};
-use uvs_engine::pipeline::{Pipeline, View};
+use uvs_engine::pipeline::Pipeline;
 use uvs_engine::plan::{Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
+use uvs_engine::worker::Process;
 use uvs_engine::{BATCH, Packet, PortId, Snapshot, Verdict};
 
 const FLOWS: [usize; 4] = [1, 4096, 65_536, 1_048_576];
@@ -185,7 +187,8 @@ impl Traffic {
 
 /// A director with one service of [`SERVERS`] real servers.
 struct Director {
-    pipeline: Pipeline,
+    /// As a worker has it, with nobody capturing.
+    pipeline: Tapped<Pipeline>,
     snapshot: Snapshot,
     counters: Arc<Counters>,
     now: Tick,
@@ -245,6 +248,7 @@ impl Director {
         snapshot.routes = Arc::new(routes);
         snapshot.services = snapshot.services.with(service).expect("a new service");
         let pipeline = Pipeline::new(table.handle().expect("a free handle"), destinations, worker);
+        let pipeline = Tapped::new(pipeline, Captures::new(1), 0);
         Director { pipeline, snapshot, counters, now: Tick(1), batches: 0 }
     }
 
@@ -256,8 +260,7 @@ impl Director {
         }
         let mut verdicts = [Verdict::ToKernel; BATCH];
         self.pipeline.between(self.now);
-        let view = View { snapshot: &self.snapshot, now: self.now };
-        self.pipeline.process(&view, packets, &mut verdicts);
+        self.pipeline.process(&self.snapshot, self.now, packets, &mut verdicts);
         verdicts
     }
 

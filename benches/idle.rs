@@ -131,7 +131,7 @@ impl Judge for Watcher {
         verdicts.fill(Verdict::Drop(Reason::NoDestination));
     }
 
-    fn dropped(&mut self, _: Reason) {}
+    fn dropped(&mut self, _: Reason, _: Option<(PortId, &[&[u8]])>) {}
 
     fn between(&mut self, _: Tick) {}
 

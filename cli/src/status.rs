@@ -93,6 +93,9 @@ fn describe(status: &Status) -> String {
         "Given back to the kernel {}; frames waiting for their next hop {}",
         status.to_kernel, status.held
     );
+    if status.captures > 0 {
+        let _ = writeln!(text, "Captures running {}", status.captures);
+    }
     let NextHopStatus { asked, passed_over, no_room } = status.next_hops;
     let _ = writeln!(
         text,
@@ -216,6 +219,7 @@ mod tests {
                 .into(),
             to_kernel: 4,
             held: 3,
+            captures: 1,
             next_hops: NextHopStatus { asked: 6, passed_over: 2, no_room: 1 },
             on_crash: "guard".into(),
         };
@@ -230,6 +234,7 @@ Worker  Core  Busy    Received  Transmitted   Handed off      Dropped
 
 Connections 5 of 100, 3 MiB in memory; made 0, expired 0, refused because full 0
 Given back to the kernel 4; frames waiting for their next hop 3
+Captures running 1
 Next hops: the kernel was asked 6 times, not asked because of too many questions 2, without a place 1
 
 Dropped      Reason                Meaning

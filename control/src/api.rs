@@ -6,6 +6,7 @@
 //! The encoding is JSON; [`VERSION`] changes when an old peer would misunderstand a new one.
 
 mod activity;
+mod capture;
 mod connections;
 mod daemons;
 mod services;
@@ -14,6 +15,7 @@ mod status;
 pub use activity::{
     Counters, LocalActivity, LocalEntry, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry,
 };
+pub use capture::CaptureSpec;
 pub use connections::{ConnectionEntry, Timeouts};
 pub use daemons::{Daemon, DaemonState};
 pub use services::{
@@ -106,6 +108,8 @@ pub enum Request {
     },
     /// Asks for workers, devices, drops and the table's filling.
     Status,
+    /// Shows frames as they pass: see [`CaptureSpec`]. Not part of a batch.
+    Capture(CaptureSpec),
     /// Takes the guard off this director's services until it starts again.
     GuardOff,
     /// Several requests in one session: carried out in order whatever becomes of the earlier ones, the workers waited for
@@ -207,6 +211,11 @@ pub enum Response {
     Daemons(Vec<Daemon>),
     /// The director's state.
     Status(Box<Status>),
+    /// A capture begins; see [`CaptureSpec`].
+    Capture {
+        /// What its frames are of, in the stream's order.
+        interfaces: Vec<String>,
+    },
     /// The answers to a batch, one for each request.
     Batch(Vec<Response>),
 }

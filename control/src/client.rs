@@ -1,10 +1,13 @@
 //! The other end of the control socket: what `ipvsadm`, `uvs status` and their like speak through.
 
-use crate::api::{ConnectionEntry, Refusal, Request, Response, ServiceEntry, ServiceId, VERSION};
+use crate::api::{
+    CaptureSpec, ConnectionEntry, Refusal, Request, Response, ServiceEntry, ServiceId, VERSION,
+};
 use crate::frame::{self, Received};
 use crate::options::SocketPlace;
 use crate::socket::{self, Spoken};
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// A director has this long to take in a request, and to answer it.
@@ -81,12 +84,35 @@ impl Client {
     }
 
     fn ask_within(&self, request: &Request, patience: Duration) -> Result<Response, ClientError> {
-        let broken = |error| ClientError::Broken { place: self.place.clone(), error };
+        self.ask_on(&mut self.connect()?, request, patience)
+    }
+
+    /// Begins a capture. What its frames are of, and the connection by which their stream comes.
+    ///
+    /// # Errors
+    /// No answer, or a refusal.
+    pub fn capture(&self, spec: CaptureSpec) -> Result<(Vec<String>, UnixStream), ClientError> {
         let mut stream = self.connect()?;
+        let interfaces = match self.ask_on(&mut stream, &Request::Capture(spec), PATIENCE)? {
+            Response::Capture { interfaces } => interfaces,
+            other => return Err(self.unexpected(other)),
+        };
+        let waiting = stream.set_read_timeout(None);
+        waiting.map_err(|error| ClientError::Broken { place: self.place.clone(), error })?;
+        Ok((interfaces, stream))
+    }
+
+    fn ask_on(
+        &self,
+        stream: &mut UnixStream,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Response, ClientError> {
+        let broken = |error| ClientError::Broken { place: self.place.clone(), error };
         let body = serde_json::to_vec(&Spoken { version: VERSION, request })
             .map_err(|error| broken(error.into()))?;
-        frame::send(&mut stream, &body, patience).map_err(broken)?;
-        match frame::receive(&mut stream, frame::RESPONSE_LIMIT, patience).map_err(broken)? {
+        frame::send(stream, &body, patience).map_err(broken)?;
+        match frame::receive(stream, frame::RESPONSE_LIMIT, patience).map_err(broken)? {
             Received::Message(body) => serde_json::from_slice(&body).map_err(|error| broken(error.into())),
             Received::End => Err(broken(io::ErrorKind::UnexpectedEof.into())),
             Received::TooLong(_) => Err(broken(io::ErrorKind::InvalidData.into())),
@@ -143,7 +169,7 @@ impl Client {
         }
     }
 
-    fn connect(&self) -> Result<std::os::unix::net::UnixStream, ClientError> {
+    fn connect(&self) -> Result<UnixStream, ClientError> {
         let own = nix::unistd::geteuid();
         let stream = socket::connect(&self.place).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => ClientError::NotRoot,

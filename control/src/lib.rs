@@ -1,6 +1,7 @@
 //! The control plane: services, control socket, configuration, netlink.
 
 pub mod api;
+pub mod capture;
 pub mod client;
 pub mod config;
 pub mod director;

@@ -208,6 +208,7 @@ impl<A: Apply> Registry<A> {
             | Request::StopDaemon { .. }
             | Request::Status
             | Request::GuardOff) => self.plane.answer(other),
+            Request::Capture(_) => Response::Refused(Refusal::Malformed("a capture inside a batch".into())),
             Request::Batch(_) => Response::Refused(Refusal::Malformed("a batch inside a batch".into())),
         }
     }

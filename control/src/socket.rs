@@ -4,7 +4,8 @@
 //! Only root and the director's own user are heard. Each peer has a thread of its own for as long as it is connected; a peer that is silent, slow or
 //! incoherent loses its connection and nobody else notices.
 
-use crate::api::{Refusal, Request, Response, VERSION};
+use crate::api::{CaptureSpec, Refusal, Request, Response, VERSION};
+use crate::capture::Stream;
 use crate::client::Client;
 use crate::frame::{self, Received};
 use crate::options::SocketPlace;
@@ -27,6 +28,14 @@ use std::time::{Duration, Instant};
 pub trait Director: Send + Sync + 'static {
     /// Carries out one request. Called by several threads at once.
     fn handle(&self, request: Request) -> Response;
+
+    /// Begins a capture.
+    ///
+    /// # Errors
+    /// Why not.
+    fn capture(&self, _spec: &CaptureSpec) -> Result<Stream, Refusal> {
+        Err(Refusal::Unsupported("this director shows no frames".into()))
+    }
 }
 
 impl<F: Fn(Request) -> Response + Send + Sync + 'static> Director for F {
@@ -308,6 +317,11 @@ fn serve(mut stream: UnixStream, seat: &Seat, director: &dyn Director) {
         seat.set_silent(false);
         let (response, more) = match received {
             Ok(Received::Message(body)) => match understand(&body) {
+                Ok(Request::Capture(spec)) => match director.capture(&spec) {
+                    // Whatever ends it, the connection ends with it.
+                    Ok(capture) => return drop(show(capture, &mut stream)),
+                    Err(refusal) => (Response::Refused(refusal), true),
+                },
                 Ok(request) => (director.handle(request), true),
                 Err(refusal) => (Response::Refused(refusal), false),
             },
@@ -319,11 +333,20 @@ fn serve(mut stream: UnixStream, seat: &Seat, director: &dyn Director) {
             }
             Ok(Received::End) | Err(_) => return,
         };
-        let Ok(body) = serde_json::to_vec(&response) else { return };
-        if frame::send(&mut stream, &body, PATIENCE).is_err() || !more {
+        if answer(&mut stream, &response).is_err() || !more {
             return;
         }
     }
+}
+
+fn answer(stream: &mut UnixStream, response: &Response) -> io::Result<()> {
+    frame::send(stream, &serde_json::to_vec(response)?, PATIENCE)
+}
+
+/// Answers one peer with frames from now on.
+fn show(capture: Stream, stream: &mut UnixStream) -> io::Result<()> {
+    answer(stream, &Response::Capture { interfaces: capture.interfaces().to_vec() })?;
+    capture.run(stream)
 }
 
 fn understand(body: &[u8]) -> Result<Request, Refusal> {

@@ -12,10 +12,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use uvs_control::api::{Request, Response, Timeouts};
+use uvs_control::api::{CaptureSpec, Refusal, Request, Response, Timeouts};
+use uvs_control::capture::Stream;
 use uvs_control::client::{Client, ClientError};
 use uvs_control::options::SocketPlace;
-use uvs_control::socket::{Server, SocketError, await_vacancy};
+use uvs_control::socket::{Director, Server, SocketError, await_vacancy};
+use uvs_engine::capture::{Captures, MAX_CAPTURES};
+use uvs_engine::snapshot::Port;
 
 /// A directory of one test's own.
 struct Directory(PathBuf);
@@ -291,4 +294,80 @@ fn only_root_is_spoken_to() {
         drop(said);
         assert!(matches!(answer, Err(ClientError::Impostor(_))), "{answer:?}");
     });
+}
+
+/// A director of one device, whose captures can be watched.
+struct Showing(Arc<Captures>);
+
+impl Director for Showing {
+    fn handle(&self, _: Request) -> Response {
+        Response::Done
+    }
+
+    fn capture(&self, spec: &CaptureSpec) -> Result<Stream, Refusal> {
+        let port = Port {
+            ifindex: 1,
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            merged: false,
+            addresses: [None; 2],
+        };
+        Stream::begin(&self.0, &[port], spec)
+    }
+}
+
+#[test]
+fn captures_end_with_their_peers() {
+    let directory = Directory::new("capture");
+    let captures = Captures::new(1);
+    let _server = Server::start(&directory.place(), Arc::new(Showing(captures.clone()))).unwrap();
+    let client = Client::new(directory.place());
+    let gone = |what: &str| {
+        let end = Instant::now() + Duration::from_secs(5);
+        while captures.feeds() > 0 {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(captures.count(), 0, "{what}");
+    };
+    let begin = || client.capture(CaptureSpec::default()).unwrap();
+    let (interfaces, stream) = begin();
+    assert_eq!(interfaces, ["eth0 in", "eth0 out", "eth0 drop"]);
+    assert_eq!(captures.count(), 1);
+    drop(stream);
+    gone("a peer that closed");
+    let (_, mut stream) = begin();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    let reader = uvs_engine::link::pcap::Reader::new(&rest[..]).unwrap();
+    assert_eq!(reader.count(), 0);
+    gone("a peer that has enough");
+    let (_, mut stream) = begin();
+    stream.write_all(b"and now?").unwrap();
+    stream.read_to_end(&mut rest).unwrap();
+    gone("a peer that talks on");
+    let (_, mut stream) = begin();
+    captures.close();
+    stream.read_to_end(&mut rest).unwrap();
+    gone("a director that ends");
+}
+
+#[test]
+fn captures_that_cannot_be_are_refused() {
+    let directory = Directory::new("capture-refused");
+    let captures = Captures::new(1);
+    let _server = Server::start(&directory.place(), Arc::new(Showing(captures.clone()))).unwrap();
+    let client = Client::new(directory.place());
+    let refused = |spec: CaptureSpec| client.capture(spec).unwrap_err().to_string();
+    let filter = refused(CaptureSpec { filter: "port x".into(), ..CaptureSpec::default() });
+    assert!(filter.starts_with("`x` is no port"), "{filter}");
+    let device = refused(CaptureSpec { interfaces: vec!["eth1".into()], ..CaptureSpec::default() });
+    assert_eq!(device, "eth1 is no device of the director, which has eth0");
+    let most: Vec<_> = (0..MAX_CAPTURES).map(|_| client.capture(CaptureSpec::default()).unwrap()).collect();
+    let one_more = refused(CaptureSpec::default());
+    assert_eq!(one_more, "8 captures run already: end one of them first");
+    drop(most);
 }

@@ -4,6 +4,7 @@
 //! carries the verdicts out. `unsafe` is found in `link` and `steer` only; everything that looks at packets is safe code.
 
 pub mod batch;
+pub mod capture;
 mod chunked;
 pub mod counters;
 pub mod forward;

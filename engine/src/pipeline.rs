@@ -19,7 +19,7 @@ pub(crate) use egress::{Passage, Refused};
 pub(crate) use parse::{Kind, PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
 pub(crate) use track::Found;
 
-use crate::batch::{BATCH, Packet};
+use crate::batch::{BATCH, Packet, PortId};
 use crate::counters::{Event, WorkerCounters};
 use crate::service::Destinations;
 use crate::snapshot::Snapshot;
@@ -181,7 +181,7 @@ impl Process for Pipeline {
         self.tracker.given_up = waited;
     }
 
-    fn dropped(&mut self, reason: Reason) {
+    fn dropped(&mut self, reason: Reason, _: Option<(PortId, &[&[u8]])>) {
         self.tracker.counters.dropped(reason);
     }
 

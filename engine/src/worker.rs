@@ -23,7 +23,7 @@ pub use notice::{Notice, Notices};
 pub use offline::{Offline, Outcome};
 pub use tally::Tally;
 
-use crate::batch::{BATCH, Packet};
+use crate::batch::{BATCH, Packet, PortId};
 use crate::link::{Batch, Region};
 use crate::snapshot::{Follower, Snapshot};
 use crate::verdict::{Reason, Verdict};
@@ -53,9 +53,14 @@ pub trait Process: Send {
     /// this is the last time to tell their senders.
     fn give_up(&mut self, _waited: bool) {}
 
-    /// The worker could not carry out a verdict and dropped the frame. (Frames that got [`Verdict::Drop`] are not
+    /// The packets that are judged next, in one call of [`Process::process`], came in earlier: they were held, or are what
+    /// a longer one is cut into.
+    fn again(&mut self) {}
+
+    /// The worker could not carry out a verdict and dropped the frame, which lies in these parts and came in by the device
+    /// or was to leave by it; there is none when it could not even be received. (Frames that got [`Verdict::Drop`] are not
     /// reported back.)
-    fn dropped(&mut self, reason: Reason);
+    fn dropped(&mut self, reason: Reason, frame: Option<(PortId, &[&[u8]])>);
 
     /// Whether frames that got [`Verdict::Await`] may get another verdict now. Asked once a turn.
     fn take_released(&mut self) -> bool {
@@ -115,6 +120,7 @@ impl<P: Process> Worker<P> {
         let released = process.take_released();
         for (frame, since) in hands.take_held(snapshot.generation, now, released).into_iter().flatten() {
             process.give_up(is_given_up(since, now));
+            process.again();
             batch.extend(frame);
             hands.work(batch, &Round { snapshot, now, region, held_since: Some(since) }, process);
         }

@@ -3,6 +3,7 @@
 //! Where they cannot run (no root, no veth) they are reported as ignored with the reason; with `CI` set in the environment
 //! that fails the run.
 
+mod capture;
 mod change;
 mod demo;
 mod director;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ("icmp", icmp::TESTS),
         ("kernel", kernel::TESTS),
         ("raw", raw::TESTS),
+        ("capture", capture::TESTS),
         ("change", change::TESTS),
         ("faults", faults::TESTS),
         ("fullnat", fullnat::TESTS),

@@ -110,7 +110,7 @@ fn open_connections(world: &mut World, scheduler: &str, weights: [u32; 2], expec
 }
 
 /// Makes the service, and the same length goes down and up through one connection.
-fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
+pub(crate) fn transfer(world: &mut World, family: IpAddr, length: u64) -> Outcome {
     world.balance(family, "rr", &[1, 1])?;
     transfer_on(world, family, length)
 }

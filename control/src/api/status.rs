@@ -30,6 +30,9 @@ pub struct Status {
     pub to_kernel: u64,
     /// Frames that wait for their next hop's link-layer address now.
     pub held: u64,
+    /// Captures that run.
+    #[serde(default)]
+    pub captures: u64,
     /// Its next hops.
     pub next_hops: NextHopStatus,
     /// What the guard would do if this process died now: `guard` or `kernel`.

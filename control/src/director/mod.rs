@@ -17,7 +17,8 @@ pub mod reserve;
 pub(crate) mod services;
 mod watch;
 
-use crate::api::{Refusal, Request, Response};
+use crate::api::{CaptureSpec, Refusal, Request, Response};
+use crate::capture;
 use crate::netlink::{Client, NetlinkError};
 use crate::options::{OnCrash, RunOptions};
 use crate::privilege;
@@ -33,8 +34,10 @@ use report::Report;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 use uvs_conntrack::{Limits, SharedTable, TableError, Tick, TooManyHandles};
+use uvs_engine::capture::{Captures, Tapped};
 use uvs_engine::counters::Counters;
 use uvs_engine::link::Device;
 use uvs_engine::nexthop::NextHops;
@@ -49,6 +52,9 @@ use watch::{End, Watch};
 
 /// How long the guard behind packet sockets stands without being renewed, at least. It is renewed every two seconds.
 const LEAST_BEHIND_COPIES: Duration = Duration::from_secs(10);
+
+/// Captures have this long to show the last frames.
+const LAST_FRAMES: Duration = Duration::from_millis(500);
 
 /// Next hops that may be known at a time.
 const NEXT_HOPS: u16 = u16::MAX;
@@ -168,6 +174,25 @@ type SharedRegistry = Arc<Mutex<Registry<Plane>>>;
 struct Director {
     watch: Watch,
     server: Server,
+    captures: Arc<Captures>,
+}
+
+/// What answers at the control socket.
+#[derive(Clone)]
+struct Desk {
+    registry: SharedRegistry,
+    config: Arc<Config>,
+    captures: Arc<Captures>,
+}
+
+impl socket::Director for Desk {
+    fn handle(&self, request: Request) -> Response {
+        lock(&self.registry).handle(request)
+    }
+
+    fn capture(&self, spec: &CaptureSpec) -> Result<capture::Stream, Refusal> {
+        capture::Stream::begin(&self.captures, &self.config.load().ports, spec)
+    }
 }
 
 impl Director {
@@ -210,7 +235,8 @@ impl Director {
         let notices = Notices::new()?;
         let mut drops = Vec::new();
         let commons = Arc::<Commons>::default();
-        let running = crew.start(&config, &notices, |_| {
+        let captures = Captures::new(cores.len());
+        let running = crew.start(&config, &notices, |number| {
             let handle = handles.pop().expect("there is a handle for each worker");
             let worker = counters.worker();
             drops.push(worker.clone());
@@ -218,7 +244,7 @@ impl Director {
             let pipeline = Pipeline::with_commons(handle, destinations, worker, commons);
             let way_back = way_back.clone();
             let inject = move |parts: &[&[u8]]| way_back.inject(parts) == Injected::Taken;
-            (pipeline, Box::new(inject))
+            (Tapped::new(pipeline, captures.clone(), number), Box::new(inject))
         })?;
         let running = Arc::new(running);
 
@@ -230,16 +256,18 @@ impl Director {
             drops,
             load: Load::default(),
             kernel: kernel.clone(),
+            captures: captures.clone(),
         };
         let mut plane =
             Plane::new(config.clone(), destinations, steering, kernel.clone(), report, options.reserve_ports);
         plane.set_local(kernel.local_addresses());
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
         configure(&registry, options)?;
-        let server = serve(&registry, options)?;
+        let desk = Desk { registry: registry.clone(), config: config.clone(), captures };
+        let server = Server::start(&options.socket, Arc::new(desk.clone()))?;
         let news = kernel.descriptor()?;
         let watch = Watch { config, kernel, news, notices, registry, running };
-        Ok(Director { watch, server })
+        Ok(Director { watch, server, captures: desk.captures })
     }
 
     /// Puts the guard up, unless the kernel is to have everything when this process dies. A kernel that cannot have one
@@ -270,8 +298,9 @@ impl Director {
 
     /// Takes everything away again; with `crashed`, everything but the guard.
     fn stop(self, crashed: bool) {
-        let Director { watch: Watch { registry, kernel, .. }, server } = self;
+        let Director { watch: Watch { registry, kernel, .. }, server, captures } = self;
         drop(server);
+        captures.close();
         let mut registry = lock(&registry);
         let plane = registry.plane_mut();
         plane.report.attachments.clear();
@@ -282,6 +311,10 @@ impl Director {
         }
         restore_ports();
         kernel.withdraw_all();
+        let since = Instant::now();
+        while captures.feeds() > 0 && since.elapsed() < LAST_FRAMES {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -337,9 +370,4 @@ fn configure(registry: &SharedRegistry, options: &RunOptions) -> Result<(), Star
         }
     }
     Ok(())
-}
-
-fn serve(registry: &SharedRegistry, options: &RunOptions) -> Result<Server, StartError> {
-    let registry = registry.clone();
-    Ok(Server::start(&options.socket, Arc::new(move |request| lock(&registry).handle(request)))?)
 }

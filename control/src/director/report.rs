@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 use uvs_conntrack::{Connection, SharedHandle};
+use uvs_engine::capture::Captures;
 use uvs_engine::counters::{Counters, Event, WorkerCounters};
 use uvs_engine::link::xdp::Statistics;
 use uvs_engine::steer::Attachment;
@@ -29,6 +30,7 @@ pub(super) struct Report {
     pub(super) drops: Vec<Arc<WorkerCounters>>,
     pub(super) load: Load,
     pub(super) kernel: Kernel,
+    pub(super) captures: Arc<Captures>,
 }
 
 impl Report {
@@ -106,6 +108,7 @@ impl Report {
             events: events.collect(),
             to_kernel: counters.events(Event::ToKernel),
             held: self.running.tallies().map(|(tally, _)| tally.holding()).sum(),
+            captures: self.captures.count() as u64,
             next_hops: self.kernel.next_hops(),
             on_crash: if guarded { "guard" } else { "kernel" }.to_owned(),
         }

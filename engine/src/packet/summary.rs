@@ -20,17 +20,27 @@ pub struct Summary {
     pub ports: Option<[u16; 2]>,
     /// The flags of TCP.
     pub flags: u8,
+    /// Where what it carries begins: behind all headers of IP. Not there in a later fragment.
+    pub transport: Option<usize>,
+    /// Where it ends by what its header says, though the bytes may end before.
+    pub end: usize,
 }
 
 impl Summary {
     /// Of the IP packet in an Ethernet frame; `None` when there is none.
     pub fn of(frame: &[u8]) -> Option<Summary> {
         let (ethertype, network) = ethernet::payload(frame).ok()?;
-        let (source, destination, protocol, transport): (IpAddr, IpAddr, _, _) = match ethertype {
+        Summary::at(frame, ethertype, network)
+    }
+
+    /// Of the IP packet at `network`, of the version that `ethertype` says.
+    pub fn at(frame: &[u8], ethertype: u16, network: usize) -> Option<Summary> {
+        let (source, destination, protocol, transport, end): (IpAddr, IpAddr, _, _, _) = match ethertype {
             ethernet::IPV4 => {
                 let header = Ipv4::parse(frame, network).ok()?;
                 let transport = header.is_first().then_some(network + header.header_len());
-                (header.source().into(), header.destination().into(), header.protocol(), transport)
+                let end = network + header.total_len();
+                (header.source().into(), header.destination().into(), header.protocol(), transport, end)
             }
             ethernet::IPV6 => {
                 let header = Ipv6::parse(frame, network).ok()?;
@@ -38,7 +48,8 @@ impl Summary {
                 let (protocol, transport) = upper.map_or((header.next_header(), None), |upper| {
                     (upper.protocol, upper.first.then_some(upper.offset))
                 });
-                (header.source().into(), header.destination().into(), protocol, transport)
+                let end = network + ipv6::HEADER_LEN + header.payload_len();
+                (header.source().into(), header.destination().into(), protocol, transport, end)
             }
             _ => return None,
         };
@@ -50,7 +61,7 @@ impl Summary {
                 flags = rest.get(9).copied().unwrap_or(0);
             }
         }
-        Some(Summary { source, destination, protocol, ports, flags })
+        Some(Summary { source, destination, protocol, ports, flags, transport, end })
     }
 
     /// Both ends of its flow, where it has ports.
@@ -75,14 +86,17 @@ impl fmt::Display for Summary {
             None => write!(f, " {} > {}", self.source, self.destination)?,
         }
         if self.protocol == protocol::TCP && self.ports.is_some() {
-            // As tcpdump writes them.
-            let letters = ['F', 'S', 'R', 'P', '.', 'U', 'E', 'W'];
-            let set = letters.iter().enumerate().filter(|(bit, _)| self.flags & 1 << bit != 0);
-            let set: String = set.map(|(_, letter)| letter).collect();
-            write!(f, " [{set}]")?;
+            write!(f, " [{}]", letters(self.flags))?;
         }
         Ok(())
     }
+}
+
+/// Flags of TCP as tcpdump writes them.
+pub fn letters(flags: u8) -> String {
+    let letters = ['F', 'S', 'R', 'P', '.', 'U', 'E', 'W'];
+    let set = letters.iter().enumerate().filter(|(bit, _)| flags & 1 << bit != 0);
+    set.map(|(_, letter)| letter).collect()
 }
 
 /// A frame in words, whatever it is.

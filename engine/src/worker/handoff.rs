@@ -108,7 +108,7 @@ impl Reader {
 
     /// Hands every frame that arrived to `take`; what it leaves goes back to `pool`. A new blank is laid out for each part
     /// read, as soon as the pool has one. Whether anything had arrived.
-    pub(super) fn collect(&mut self, pool: &mut Pool, mut take: impl FnMut(&mut Parts)) -> bool {
+    pub(super) fn collect(&mut self, pool: &mut Pool, mut take: impl FnMut(&mut Parts, &Region)) -> bool {
         self.lay_out(pool);
         let mailbox = &*self.mailbox;
         if mailbox.arrived.load(Relaxed) == 0 {
@@ -124,7 +124,7 @@ impl Reader {
                 let last = !part.more;
                 frame.push(part);
                 if last {
-                    take(frame);
+                    take(frame, &mailbox.region);
                     pool.give_all(frame);
                 }
             }
@@ -175,14 +175,14 @@ mod tests {
             mailbox.announce(1);
             mine.give_all(&mut sent);
             let (region, mut got) = (yours.region().clone(), vec![]);
-            assert!(reader.collect(&mut yours, |frame| {
+            assert!(reader.collect(&mut yours, |frame, _| {
                 got.extend(frame.iter().map(|part| (part.bytes(&region)[43], part.len, part.port)));
             }));
             let expected: Vec<_> = bytes[..got.len()].iter().map(|&byte| (byte, 44, PortId(3))).collect();
             assert_eq!(got, expected);
             assert_eq!(got.len(), 1 + round as usize % 3);
         }
-        assert!(!reader.collect(&mut yours, |_| unreachable!()));
+        assert!(!reader.collect(&mut yours, |_, _| unreachable!()));
         assert_eq!((mine.len(), yours.len()), (1024, 1024 - CAPACITY));
     }
 
@@ -198,10 +198,10 @@ mod tests {
         }
         mailbox.announce(1);
         let mut held = vec![];
-        assert!(reader.collect(&mut yours, |frame| held.extend(frame.drain(..))));
+        assert!(reader.collect(&mut yours, |frame, _| held.extend(frame.drain(..))));
         assert_eq!((held.len(), mailbox.blanks.len()), (CAPACITY, 0));
         elsewhere.drain(..).for_each(|chunk| yours.give(chunk));
-        assert!(!reader.collect(&mut yours, |_| unreachable!()));
+        assert!(!reader.collect(&mut yours, |_, _| unreachable!()));
         assert_eq!(mailbox.blanks.len(), CAPACITY);
     }
 

@@ -7,7 +7,7 @@ use super::notice::{Notice, Notices};
 use super::tally::Tally;
 use super::{Process, Round, WayBack, cut, judge};
 use crate::batch::PortId;
-use crate::link::{Batch, Gone, Parts, Pool, Queue, Sending};
+use crate::link::{Batch, Gone, Parts, Pool, Queue, Region, Sending};
 use crate::packet::{segment, split};
 use crate::verdict::{Neighbour, Reason, Verdict};
 use nix::poll::{PollFd, PollFlags};
@@ -96,7 +96,7 @@ impl Hands {
         self.from = from;
         let refused = self.tools.queues[from].receive(&mut self.tools.pool, batch);
         for _ in 0..refused {
-            process.dropped(Reason::TooManyParts);
+            process.dropped(Reason::TooManyParts, None);
         }
         if !batch.is_empty() {
             let frames = batch.iter().filter(|part| !part.more).count();
@@ -128,7 +128,7 @@ impl Hands {
                 Verdict::Drop(_) => Ok(()),
             };
             if let Err(reason) = done {
-                process.dropped(reason);
+                report(reason, &frame, round.region, process);
             }
             self.tools.pool.give_all(&mut frame);
         }
@@ -155,14 +155,18 @@ impl Hands {
             match cut::lay(&mut self.tools.pool, &slices, &piece, port) {
                 Ok(laid) => {
                     if batch.remaining_capacity() < laid.len() {
+                        process.again();
                         self.work(&mut batch, round, process);
                     }
                     batch.extend(laid);
                 }
-                Err(reason) => process.dropped(reason),
+                Err(reason) => process.dropped(reason, None),
             }
         }
-        self.work(&mut batch, round, process);
+        if !batch.is_empty() {
+            process.again();
+            self.work(&mut batch, round, process);
+        }
         Ok(())
     }
 
@@ -180,13 +184,14 @@ impl Hands {
         self.fragmented = self.fragmented.wrapping_add(1);
         for piece in split::fragments(&slices, limit.into(), self.fragmented)? {
             let laid = cut::lay(&mut self.tools.pool, &slices, &piece, port);
-            let sent = laid.and_then(|mut laid| {
-                let sent = self.transmit(&mut laid, port);
-                self.tools.pool.give_all(&mut laid);
-                sent
-            });
-            if let Err(reason) = sent {
-                process.dropped(reason);
+            match laid {
+                Ok(mut laid) => {
+                    if let Err(reason) = self.transmit(&mut laid, port) {
+                        report(reason, &laid, round.region, process);
+                    }
+                    self.tools.pool.give_all(&mut laid);
+                }
+                Err(reason) => process.dropped(reason, None),
             }
         }
         Ok(())
@@ -274,7 +279,7 @@ impl Hands {
     pub(super) fn collect(&mut self, process: &mut impl Process) -> bool {
         let Hands { tools, reader, egress, .. } = self;
         let Tools { pool, queues, tally, .. } = tools;
-        reader.collect(pool, |frame| {
+        reader.collect(pool, |frame, region| {
             let port = frame.first().map(|part| usize::from(part.port.0));
             let sent = match port.and_then(|port| egress.get(port)) {
                 Some(Egress::Own(queue)) => queues[*queue].transmit(frame),
@@ -282,7 +287,7 @@ impl Hands {
             };
             match sent {
                 Ok(()) => tally.taken.add(1),
-                Err(reason) => process.dropped(reason),
+                Err(reason) => report(reason, frame, region, process),
             }
         })
     }
@@ -364,4 +369,11 @@ impl Hands {
     pub(super) fn mailbox(&self) -> Arc<Mailbox> {
         self.tools.mailboxes[self.tools.me].clone()
     }
+}
+
+/// Tells of a frame that is dropped because its verdict could not be carried out.
+#[cold]
+fn report(reason: Reason, frame: &Parts, region: &Region, process: &mut impl Process) {
+    let port = frame.first().map_or(PortId(0), |part| part.port);
+    process.dropped(reason, Some((port, &cut::slices(frame, region))));
 }

@@ -159,12 +159,16 @@ impl<P: Process> Process for Witness<P> {
         self.verdicts.extend(&verdicts[..packets.len()]);
     }
 
+    fn again(&mut self) {
+        self.process.again();
+    }
+
     fn give_up(&mut self, waited: bool) {
         self.process.give_up(waited);
     }
 
-    fn dropped(&mut self, reason: Reason) {
-        self.process.dropped(reason);
+    fn dropped(&mut self, reason: Reason, frame: Option<(PortId, &[&[u8]])>) {
+        self.process.dropped(reason, frame);
         self.dropped.push(reason);
     }
 
@@ -275,7 +279,7 @@ mod tests {
             }
         }
 
-        fn dropped(&mut self, _: Reason) {}
+        fn dropped(&mut self, _: Reason, _: Option<(PortId, &[&[u8]])>) {}
 
         fn between(&mut self, _: Tick) {}
 

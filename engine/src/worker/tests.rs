@@ -152,7 +152,7 @@ impl Process for Obedient {
         self.giving_up = waited;
     }
 
-    fn dropped(&mut self, reason: Reason) {
+    fn dropped(&mut self, reason: Reason, _: Option<(PortId, &[&[u8]])>) {
         self.dropped.lock().unwrap().push(reason);
     }
 
@@ -268,7 +268,7 @@ fn each_verdict_is_carried_out() {
     assert_eq!(bench.dropped(), [Reason::EgressNotOurs, Reason::EgressNotOurs]);
     let (pool, reader) = &mut bench.other;
     let (region, mut got) = (pool.region().clone(), vec![]);
-    assert!(reader.collect(pool, |frame| got.push((frame[0].bytes(&region).to_vec(), frame[0].port))));
+    assert!(reader.collect(pool, |frame, _| got.push((frame[0].bytes(&region).to_vec(), frame[0].port))));
     assert_eq!(got, [(vec![TRANSMIT_ELSEWHERE, 11, 77], PortId(2))]);
     assert_eq!(bench.free(), FRAMES);
     let tally = &bench.tally;
@@ -503,7 +503,7 @@ proptest! {
         }
         while bench.turn_after(0) {
             let (pool, reader) = &mut bench.other;
-            reader.collect(pool, |_| {});
+            reader.collect(pool, |_, _| {});
         }
         let held = frames.iter().filter(|frame| [HOLD_UNTIL_GENERATION_1, LATER].contains(&frame.1)).count();
         let judged_dropped = frames.iter().filter(|frame| frame.1 == DROP).count();

@@ -30,7 +30,7 @@ impl Process for Forwarder {
         }
     }
 
-    fn dropped(&mut self, _: Reason) {
+    fn dropped(&mut self, _: Reason, _: Option<(PortId, &[&[u8]])>) {
         self.seen.dropped.fetch_add(1, Relaxed);
     }
 

@@ -1,6 +1,7 @@
 //! Running the tests: what they are, whether they can run here, and cleaning up whatever happens.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::cell::RefCell;
 use std::process::ExitCode;
 use uvs_lab::{Topology, cleanup};
 
@@ -12,6 +13,18 @@ pub(crate) type Tests = &'static [(&'static str, fn() -> Outcome)];
 
 /// A test made of a table's row.
 pub(crate) type Test = Box<dyn FnOnce() -> Outcome + Send>;
+
+thread_local! {
+    /// Why the test that runs on this thread cannot.
+    static IGNORED: RefCell<Option<&'static str>> = const { RefCell::new(None) };
+}
+
+/// Has the calling test reported as ignored, for a reason that begins with "because".
+#[allow(dead_code, reason = "not every file of tests that has this harness has such a test")]
+pub(crate) fn ignore(reason: &'static str) -> Outcome {
+    IGNORED.set(Some(reason));
+    Ok(())
+}
 
 /// Runs the tests that the command line selects, of `files` and, by their whole names, of `tables`, at most two at once: each
 /// builds a topology and loads it, and more would only measure each other.
@@ -36,7 +49,10 @@ pub(crate) fn run(files: &[(&str, Tests)], tables: Vec<(String, Test)>) -> ExitC
             let obstacle = obstacle.clone();
             Trial::ignorable_test(name, move || match obstacle {
                 Some(reason) => Ok(Completion::ignored_with(reason)),
-                None => test().map(|()| Completion::Completed),
+                None => test().map(|()| match IGNORED.take() {
+                    Some(reason) => Completion::ignored_with(reason),
+                    None => Completion::Completed,
+                }),
             })
         })
         .collect();

@@ -37,6 +37,7 @@ fn plane() -> (Plane, Arc<SharedTable>) {
         drops: vec![worker],
         load: Load::default(),
         kernel: kernel.clone(),
+        captures: uvs_engine::capture::Captures::new(1),
     };
     (Plane::new(config, destinations, Steering::new().unwrap(), kernel, report, false), table)
 }

@@ -1,8 +1,8 @@
 //! Capture files: pcap and pcapng read, both written. Ethernet only.
 //!
 //! pcap as libpcap's `pcap-savefile(5)` has it: both byte orders, microseconds or nanoseconds. pcapng as
-//! draft-ietf-opsawg-pcapng has it: section headers, interface descriptions, enhanced and simple packets; other blocks are
-//! skipped. What is read may be damaged or hostile: nothing is believed that the bytes do not bear out, and no more memory is
+//! draft-ietf-opsawg-pcapng has it: section headers, interface descriptions, enhanced and simple packets, and of interface
+//! statistics what was lost; other blocks are skipped. What is read may be damaged or hostile: nothing is believed that the bytes do not bear out, and no more memory is
 //! taken than there are bytes to fill it.
 
 mod reader;
@@ -12,7 +12,9 @@ mod write;
 mod tests;
 
 pub use reader::Reader;
-pub use write::{Frame, pcap_header, pcap_record, pcapng_interface, pcapng_packet, pcapng_section};
+pub use write::{
+    Frame, pcap_header, pcap_record, pcapng_interface, pcapng_packet, pcapng_section, pcapng_statistics,
+};
 
 use std::io;
 use std::time::Duration;
@@ -28,6 +30,7 @@ mod block {
     pub(super) const SECTION: u32 = 0x0a0d_0d0a;
     pub(super) const INTERFACE: u32 = 1;
     pub(super) const SIMPLE: u32 = 3;
+    pub(super) const STATISTICS: u32 = 5;
     pub(super) const ENHANCED: u32 = 6;
     /// The byte-order magic of a section header.
     pub(super) const ORDER: u32 = 0x1a2b_3c4d;
@@ -41,6 +44,8 @@ mod option {
     pub(super) const NAME: u16 = 2;
     /// Of a packet: its direction, among others.
     pub(super) const FLAGS: u16 = 2;
+    /// Of an interface's statistics: frames lost for want of room.
+    pub(super) const LOST: u16 = 5;
     /// Of a section: the program that wrote it.
     pub(super) const PROGRAM: u16 = 4;
     /// Of an interface: the unit of its times.
@@ -86,6 +91,8 @@ pub struct Record {
 pub struct Interface {
     /// Its name, when the file gives it.
     pub name: Option<String>,
+    /// Frames lost so far for want of room, when the file says so.
+    pub lost: Option<u64>,
     link_type: u16,
     /// Bytes kept of each frame; 0 for all.
     snap: u32,

@@ -92,6 +92,11 @@ impl<R: Read> Reader<R> {
         &self.interfaces
     }
 
+    /// What it reads from.
+    pub fn get_ref(&self) -> &R {
+        &self.from
+    }
+
     /// The rest of a pcap file's header.
     fn pcap(&mut self, order: Order, number: u32) -> Result<(), Error> {
         let header: [u8; 20] = self.array()?;
@@ -105,7 +110,7 @@ impl<R: Read> Reader<R> {
         let units = if number == magic::NANOSECONDS { 1_000_000_000 } else { 1_000_000 };
         let link_type = u16::try_from(link_type).unwrap_or(0);
         let clock = Clock { units, offset: 0 };
-        self.interfaces.push(Interface { name: None, link_type, snap: 0, clock });
+        self.interfaces.push(Interface { name: None, lost: None, link_type, snap: 0, clock });
         if link_type == ETHERNET { Ok(()) } else { Err(Error::LinkType(link_type)) }
     }
 
@@ -157,6 +162,10 @@ impl<R: Read> Reader<R> {
                 }
                 block::ENHANCED => Some(self.enhanced(&fields)?),
                 block::SIMPLE => Some(self.simple(&fields)?),
+                block::STATISTICS => {
+                    self.statistics(&fields)?;
+                    None
+                }
                 _ => None,
             };
             if record.is_some() {
@@ -197,8 +206,13 @@ impl<R: Read> Reader<R> {
     fn interface(&mut self, fields: &Fields<'_>) -> Result<(), Error> {
         let too_short = fields.damaged("an interface description that is too short");
         let (Some(link_type), Some(snap)) = (fields.half(0), fields.word(4)) else { return Err(too_short) };
-        let mut interface =
-            Interface { name: None, link_type, snap, clock: Clock { units: 1_000_000, offset: 0 } };
+        let mut interface = Interface {
+            name: None,
+            lost: None,
+            link_type,
+            snap,
+            clock: Clock { units: 1_000_000, offset: 0 },
+        };
         fields.options(8, |code, value| {
             match (code, value) {
                 (option::NAME, name) => interface.name = Some(String::from_utf8_lossy(name).into_owned()),
@@ -265,6 +279,27 @@ impl<R: Read> Reader<R> {
             Ok(())
         })?;
         Ok(Record { interface, time, wire_len: wire_len.max(length), direction, comment, bytes })
+    }
+
+    fn statistics(&mut self, fields: &Fields<'_>) -> Result<(), Error> {
+        let mut lost = None;
+        fields.options(12, |code, value| {
+            if let (option::LOST, Some(value)) = (code, value.first_chunk()) {
+                lost = Some(fields.order.long(*value));
+            }
+            Ok(())
+        })?;
+        let first = match self.format {
+            Format::Pcap => 0,
+            Format::Pcapng(first) => first,
+        };
+        let place = fields.word(0).and_then(|number| first.checked_add(usize::try_from(number).ok()?));
+        // Statistics of nothing known are nobody's.
+        if let (Some(interface), Some(lost)) = (place.and_then(|place| self.interfaces.get_mut(place)), lost)
+        {
+            interface.lost = Some(lost);
+        }
+        Ok(())
     }
 
     fn simple(&self, fields: &Fields<'_>) -> Result<Record, Error> {

@@ -103,6 +103,24 @@ fn pcapng_of_other_programs_is_read() {
 }
 
 #[test]
+fn what_was_lost_is_told() {
+    let mut file = Vec::new();
+    pcapng_section(&mut file);
+    pcapng_interface(&mut file, "eth0", 0);
+    pcapng_interface(&mut file, "eth1", 0);
+    for (interface, lost) in [(1, 5), (7, 9), (1, 6)] {
+        pcapng_statistics(&mut file, interface, Duration::from_secs(1), lost);
+    }
+    pcapng_packet(&mut file, &outcome(FRAME));
+    let mut reader = Reader::new(&file[..]).unwrap();
+    assert_eq!(reader.by_ref().map(Result::unwrap).count(), 1);
+    assert_eq!(
+        reader.interfaces().iter().map(|interface| interface.lost).collect::<Vec<_>>(),
+        [None, Some(6)]
+    );
+}
+
+#[test]
 fn what_is_no_capture_is_refused_in_words() {
     let whole = pcap(false, magic::MICROSECONDS, 1, 0);
     let changed = |at: usize, byte: u8| {

@@ -66,15 +66,23 @@ pub fn pcapng_interface(to: &mut Vec<u8>, name: &str, snap: u32) {
     });
 }
 
+/// What is known of interface `number` at `time`: that many of its frames were lost for want of room.
+pub fn pcapng_statistics(to: &mut Vec<u8>, number: u32, time: Duration, lost: u64) {
+    enclose(to, block::STATISTICS, |to| {
+        to.extend(number.to_le_bytes());
+        add_time(to, time);
+        add_option(to, option::LOST, &lost.to_le_bytes());
+        add_option(to, option::END, &[]);
+    });
+}
+
 /// A frame of a pcapng file.
 pub fn pcapng_packet(to: &mut Vec<u8>, frame: &Frame<'_>) {
     let (bytes, length) = frame.captured();
-    let time = u64::try_from(frame.time.as_nanos()).unwrap_or(u64::MAX).to_be_bytes();
-    let [a, b, c, d, e, f, g, h] = time;
     enclose(to, block::ENHANCED, |to| {
-        let (high, low) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
-        let wire_len = frame.wire_len.max(length);
-        to.extend([frame.interface, high, low, length, wire_len].map(u32::to_le_bytes).concat());
+        to.extend(frame.interface.to_le_bytes());
+        add_time(to, frame.time);
+        to.extend([length, frame.wire_len.max(length)].map(u32::to_le_bytes).concat());
         to.extend(bytes);
         pad(to, bytes.len());
         let flags: u32 = match frame.direction {
@@ -92,6 +100,13 @@ pub fn pcapng_packet(to: &mut Vec<u8>, frame: &Frame<'_>) {
             add_option(to, option::END, &[]);
         }
     });
+}
+
+/// Nanoseconds, their upper half first.
+fn add_time(to: &mut Vec<u8>, time: Duration) {
+    let [a, b, c, d, e, f, g, h] = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).to_be_bytes();
+    let (high, low) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+    to.extend([high, low].map(u32::to_le_bytes).concat());
 }
 
 /// A block around what `body` appends.
