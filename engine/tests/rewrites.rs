@@ -5,10 +5,13 @@
 
 mod director;
 
+use director::ways::{WAYS, Way};
 use director::*;
 use proptest::prelude::*;
-use uvs_engine::Verdict;
+use std::net::SocketAddr;
 use uvs_engine::forward::Method;
+use uvs_engine::service::Ports;
+use uvs_engine::{Reason, Verdict};
 
 /// What varies from packet to packet.
 #[derive(Clone, Debug)]
@@ -42,6 +45,11 @@ fn variation() -> impl Strategy<Value = Variation> {
             cuts,
         },
     )
+}
+
+/// One of the ways, between any IP versions.
+fn any_way() -> impl Strategy<Value = (Way, bool)> {
+    prop::sample::select(&WAYS[..])
 }
 
 /// `bytes` in parts, the first of which holds all headers.
@@ -94,6 +102,49 @@ proptest! {
             let (verdict, out) = director.run_parts(SERVERS, &in_parts(&bytes, &it.cuts));
             prop_assert_eq!(verdict, Verdict::Transmit(CLIENTS));
             prop_assert_eq!(out, expected.bytes());
+        }
+    }
+
+    /// Whatever a way does to a packet: what leaves has the same payload, and etherparse computes the checksums that it has.
+    #[test]
+    fn the_checksums_of_what_leaves_are_right(it in variation(), (way, other) in any_way()) {
+        let [v4, v6] = plans();
+        let (plan, across) = if it.v4 { (v4, v6) } else { (v6, v4) };
+        let server = if other { across.server } else { plan.server };
+        let mut director = Director::new();
+        director.serve_by(way, &plan, server, &Ports::default());
+        let client = SocketAddr::new(plan.client.ip(), it.client_port);
+        let frame = Frame {
+            from: client, ttl: it.ttl, payload: it.payload.clone(), vlan: it.vlan,
+            ..Frame::from_client(&plan, it.protocol, SYN)
+        };
+        let bytes = if it.unfinished { frame.unfinished() } else { frame.bytes() };
+        let (verdict, out) = director.run_parts(CLIENTS, &in_parts(&bytes, &it.cuts));
+        if verdict == Verdict::Transmit(CLIENTS) {
+            // Around so much payload the packet is too long for the link: its sender is told.
+            prop_assert_eq!(director.counters.drops(Reason::TooBig), 1);
+            prop_assert!(it.payload.len() > 1300);
+            return Ok(());
+        }
+        prop_assert_eq!(verdict, Verdict::Transmit(SERVERS));
+        prop_assert_eq!(oracle::verify(&out), Ok(()));
+        prop_assert!(out.ends_with(&it.payload));
+
+        // The reply to whom the packet came from.
+        if matches!(way, Way::Plain(Method::Nat | Method::FullNat)) {
+            let header = if server.is_ipv4() { 34 } else { 54 };
+            let port = u16::from_be_bytes([out[header], out[header + 1]]);
+            let own = if server.is_ipv4() { DIRECTOR4[1] } else { DIRECTOR6[1] };
+            let to = if way == Way::Plain(Method::Nat) { client } else { SocketAddr::new(own.parse().unwrap(), port) };
+            let reply = Frame {
+                from: server, to, ttl: it.ttl, payload: it.payload.clone(), vlan: it.vlan,
+                ..Frame::from_server(&plan, it.protocol, SYN | ACK)
+            };
+            let bytes = if it.unfinished { reply.unfinished() } else { reply.bytes() };
+            let (verdict, out) = director.run_parts(SERVERS, &in_parts(&bytes, &it.cuts));
+            prop_assert_eq!(verdict, Verdict::Transmit(CLIENTS));
+            prop_assert_eq!(oracle::verify(&out), Ok(()));
+            prop_assert!(out.ends_with(&it.payload));
         }
     }
 

@@ -9,6 +9,7 @@
 pub mod edit;
 pub mod oracle;
 pub mod report;
+pub mod ways;
 
 use etherparse::{
     EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, SingleVlanHeader, TcpHeader,
@@ -311,8 +312,11 @@ impl Director {
     }
 
     pub fn with_limits(limits: Limits) -> Self {
-        let table = SharedTable::create(limits).unwrap();
-        let counters = Counters::new(limits.destinations);
+        Director::in_table(SharedTable::create(limits).unwrap())
+    }
+
+    pub fn in_table(table: Arc<SharedTable>) -> Self {
+        let counters = Counters::new(table.limits().destinations);
         let destinations = Destinations::new(table.clone(), counters.clone());
         let hops = NextHops::new(64);
         let mut snapshot = Snapshot::empty(hops.clone());
