@@ -360,7 +360,6 @@ impl Hands {
         self.egress = owners.iter().enumerate().map(way_out).collect();
     }
 
-    #[cfg(test)]
     pub(super) fn free_frames(&self) -> usize {
         self.tools.pool.len()
     }

@@ -100,6 +100,11 @@ impl<P: Process> Offline<P> {
         &self.worker.process.process
     }
 
+    /// How many frames are neither held nor worked on.
+    pub fn free_frames(&self) -> usize {
+        self.worker.hands.free_frames()
+    }
+
     /// Lets the time become `now`, and has frames that are held and connections that expire looked after meanwhile. Time does
     /// not go back: an earlier `now` is the present.
     pub fn wait_until(&mut self, now: Duration) -> Outcome {
@@ -232,8 +237,8 @@ impl Queue for List {
 
     /// What is sent is gone at once.
     fn transmit(&mut self, frame: &mut Parts) -> Result<(), Reason> {
-        let bytes = frame.iter().flat_map(|part| part.bytes(&self.region)).copied().collect();
-        lock(&self.wires).sent.push((self.port, bytes));
+        let parts: Vec<&[u8]> = frame.iter().map(|part| part.bytes(&self.region)).collect();
+        lock(&self.wires).sent.push((self.port, parts.concat()));
         Ok(())
     }
 

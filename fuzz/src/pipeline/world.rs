@@ -1,0 +1,40 @@
+//! A director with services of every method in both IP versions.
+
+use super::input::Input;
+use crate::director::ways::WAYS;
+use crate::director::*;
+use std::net::SocketAddr;
+use uvs_conntrack::{Limits, SharedTable};
+use uvs_engine::service::Ports;
+use uvs_engine::snapshot::{OnRemove, Port};
+
+/// How many services there are: of each way one in each IP version.
+pub const SERVICES: usize = 2 * WAYS.len();
+
+/// The client and the virtual address of one of the services, and a real server of NAT.
+pub fn plan(which: usize) -> Plan {
+    let plan = plans()[which % 2];
+    let port = 80 + u16::try_from(which / 2).unwrap_or(0);
+    Plan { service: SocketAddr::new(plan.service.ip(), port), ..plan }
+}
+
+/// Its devices and options are what `input` says.
+pub fn director(input: &mut Input<'_>) -> Director {
+    let limits = Limits { connections4: 200, connections6: 200, destinations: 100, first_buckets: 4 };
+    let table = SharedTable::create_seeded(limits, [1, 2, 3, 4]).expect("memory for a table");
+    let mut director = Director::in_table(table);
+    let choice = input.byte();
+    let bit = |bit: u8| choice >> bit & 1 == 1;
+    let mtus = [[1500, 1500], [1500, 1300], [9000, 1500], [1500, 9000]][usize::from(choice & 3)];
+    let ports = director.snapshot.ports.iter().cloned().zip(mtus);
+    director.snapshot.ports = ports.map(|(port, mtu)| Port { mtu, merged: bit(2), ..port }).collect();
+    director.snapshot.options.pmtu_disc = bit(3);
+    director.snapshot.options.rfc6040 = bit(4);
+    director.snapshot.on_remove = if bit(5) { OnRemove::Keep } else { OnRemove::Drop };
+    for which in 0..SERVICES {
+        let (way, other) = WAYS[which / 2];
+        let server = plans()[if other { 1 - which % 2 } else { which % 2 }].server;
+        director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
+    }
+    director
+}
