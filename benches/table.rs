@@ -74,8 +74,9 @@ impl Store for Uvs {
         });
         let candidates = hashes.map(|hash| self.0.candidate(hash));
         let found = |(candidate, flow): (Candidate, &Flow4)| {
-            let hit = self.0.find4(candidate, flow)?;
-            self.0.connection(hit.id)?.touch(hit.direction, now);
+            let search = || self.0.found(self.0.search(candidate, &Flow::V4(*flow))?);
+            let found = self.0.likeliest4(candidate, flow).or_else(search)?;
+            found.connection.touch(found.direction, now);
             Some(())
         };
         candidates.into_iter().zip(flows).filter_map(found).count()

@@ -5,9 +5,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Which way a packet of a connection travels.
+/// Which way a packet of a connection travels. As wide as a register: a copy of what holds it would read it together with the
+/// bytes behind it, and wait for the narrow store to reach the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
+#[repr(usize)]
 pub enum Direction {
     /// From the client to the virtual service.
     In = 0,
@@ -28,7 +29,7 @@ impl Direction {
 
     #[inline]
     pub(crate) fn index(self) -> usize {
-        usize::from(self as u8)
+        self as usize
     }
 }
 
@@ -61,6 +62,18 @@ pub enum Flow {
     V4(Flow4),
     /// IPv6.
     V6(Flow6),
+}
+
+impl From<Flow4> for Flow {
+    fn from(flow: Flow4) -> Self {
+        Flow::V4(flow)
+    }
+}
+
+impl From<Flow6> for Flow {
+    fn from(flow: Flow6) -> Self {
+        Flow::V6(flow)
+    }
 }
 
 impl Flow4 {

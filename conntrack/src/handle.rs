@@ -7,7 +7,7 @@ use crate::index::Reference;
 use crate::meta::Meta;
 use crate::stats::Counters;
 use crate::storage::{Storage, prefetch};
-use crate::sync::{Acquire, Relaxed};
+use crate::sync::Relaxed;
 use crate::table::{Table, TooManyHandles};
 use std::sync::Arc;
 
@@ -21,6 +21,26 @@ pub struct Hit {
     pub id: ConnId,
     /// Which of its flows matched: [`Direction::In`] is the client's.
     pub direction: Direction,
+}
+
+/// What the last stage of a staged lookup found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// The connection.
+    pub connection: Connection<'a>,
+    /// Flags, state and timeout that it had then.
+    pub meta: Meta,
+    /// Which of its flows matched: [`Direction::In`] is the client's.
+    pub direction: Direction,
+}
+
+impl Found<'_> {
+    /// The same without a borrow, good until the handle's next quiescent point.
+    #[inline]
+    #[must_use]
+    pub fn hit(&self) -> Hit {
+        Hit { id: self.connection.id(), direction: self.direction }
+    }
 }
 
 /// What the second stage of a lookup leaves to the last: good until the handle's next quiescent point. Whatever happened in
@@ -186,34 +206,48 @@ impl<S: Storage> Handle<S> {
         }
     }
 
-    /// Last stage: the connection with this flow, whose candidate this is, of the same batch.
-    #[inline]
+    /// Last stage: the connection with this flow, whose candidate this is, of the same batch, if it is the likeliest one and both
+    /// its sides are IPv4, as is nearly always so. If not, [`Handle::search`].
+    #[inline(always)]
     #[must_use]
-    pub fn find4(&self, candidate: Candidate, flow: &Flow4) -> Option<Hit> {
-        if let hit @ Some(_) = self.matches4(candidate.likeliest, flow) {
-            return hit;
-        }
-        self.search4(candidate.hash, flow)
+    pub fn likeliest4(&self, candidate: Candidate, flow: &Flow4) -> Option<Found<'_>> {
+        self.matches_narrow(candidate.likeliest, flow)
     }
 
-    /// As [`Handle::find4`].
+    /// As [`Handle::likeliest4`], of connections with an IPv6 side.
+    #[inline(always)]
+    #[must_use]
+    pub fn likeliest6(&self, candidate: Candidate, flow: &Flow6) -> Option<Found<'_>> {
+        self.matches6(candidate.likeliest, flow, false)
+    }
+
+    /// The connection with this flow, whose candidate this is, of the same batch.
+    #[must_use]
+    pub fn search(&self, candidate: Candidate, flow: &Flow) -> Option<Hit> {
+        match flow {
+            Flow::V4(flow) => self.search4(candidate.hash, flow),
+            Flow::V6(flow) => self.search6(candidate.hash, flow),
+        }
+    }
+
+    /// What a lookup of this batch found, as it is now. `None` when its name is no entry of this table.
     #[inline]
     #[must_use]
-    pub fn find6(&self, candidate: Candidate, flow: &Flow6) -> Option<Hit> {
-        if let hit @ Some(_) = self.matches6(candidate.likeliest, flow, false) {
-            return hit;
-        }
-        self.search6(candidate.hash, flow)
+    pub fn found(&self, hit: Hit) -> Option<Found<'_>> {
+        let connection = self.connection(hit.id)?;
+        Some(Found { connection, meta: connection.meta(), direction: hit.direction })
     }
 
     #[inline(never)]
     fn search4(&self, hash: u64, flow: &Flow4) -> Option<Hit> {
-        self.table.index().search(hash, |found| self.matches4(found.reference, flow))
+        let matches = |reference| self.matches4(reference, flow).map(|found| found.hit());
+        self.table.index().search(hash, |found| matches(found.reference))
     }
 
     #[inline(never)]
     fn search6(&self, hash: u64, flow: &Flow6) -> Option<Hit> {
-        self.table.index().search(hash, |found| self.matches6(found.reference, flow, false))
+        let matches = |reference| self.matches6(reference, flow, false).map(|found| found.hit());
+        self.table.index().search(hash, |found| matches(found.reference))
     }
 
     /// The connection with this flow.
@@ -227,12 +261,18 @@ impl<S: Storage> Handle<S> {
     }
 
     #[inline]
-    fn matches4(&self, reference: Reference, flow: &Flow4) -> Option<Hit> {
-        let id = reference.id();
-        if id.class() == Class::Wide {
-            return self.matches_mapped(reference, flow);
+    fn matches4(&self, reference: Reference, flow: &Flow4) -> Option<Found<'_>> {
+        match reference.id().class() {
+            Class::Narrow => self.matches_narrow(reference, flow),
+            // The IPv4 side of a wide entry.
+            Class::Wide => self.matches6(reference, &flow.mapped(), true),
         }
-        let narrow = self.table.storage.narrow().get(id.number() as usize)?;
+    }
+
+    #[inline(always)]
+    fn matches_narrow(&self, reference: Reference, flow: &Flow4) -> Option<Found<'_>> {
+        let id = reference.id();
+        let entry @ Entry::Narrow(narrow, _) = self.table.entry(id)? else { return None };
         let direction = reference.direction();
         let at = direction.index();
         let differs = narrow.addresses[at].load(Relaxed) ^ flow.addresses
@@ -240,18 +280,15 @@ impl<S: Storage> Handle<S> {
         if differs != 0 {
             return None;
         }
-        let meta = Meta(narrow.head.meta.load(Acquire));
-        meta.is_live_of(flow.protocol).then_some(Hit { id, direction })
+        let meta = entry.meta();
+        if !meta.is_live_of(flow.protocol) {
+            return None;
+        }
+        Some(Found { connection: Connection { id, entry }, meta, direction })
     }
 
-    /// The IPv4 side of a wide entry.
-    #[cold]
-    fn matches_mapped(&self, reference: Reference, flow: &Flow4) -> Option<Hit> {
-        self.matches6(reference, &flow.mapped(), true)
-    }
-
-    #[inline]
-    fn matches6(&self, reference: Reference, flow: &Flow6, is_ipv4: bool) -> Option<Hit> {
+    #[inline(always)]
+    fn matches6(&self, reference: Reference, flow: &Flow6, is_ipv4: bool) -> Option<Found<'_>> {
         let id = reference.id();
         let entry @ Entry::Wide(wide) = self.table.entry(id)? else { return None };
         let direction = reference.direction();
@@ -265,8 +302,10 @@ impl<S: Storage> Handle<S> {
             return None;
         }
         let meta = entry.meta();
-        let is_it = meta.is_live_of(flow.protocol) && meta.is_ipv4(direction) == is_ipv4;
-        is_it.then_some(Hit { id, direction })
+        if !meta.is_live_of(flow.protocol) || meta.is_ipv4(direction) != is_ipv4 {
+            return None;
+        }
+        Some(Found { connection: Connection { id, entry }, meta, direction })
     }
 
     /// A connection by the name a lookup gave in this batch. `None` when `id` is no entry of this table.

@@ -120,7 +120,7 @@ impl Bucket {
 
     /// Shows every slot with this tag to `visit` until it answers. The header was read before any of them.
     #[inline]
-    fn search<'a, R>(&'a self, tag: u8, visit: &mut impl FnMut(Found<'a>) -> Option<R>) -> (Option<R>, u32) {
+    fn search<'a, R>(&'a self, tag: u8, visit: &mut impl FnMut(Slot<'a>) -> Option<R>) -> (Option<R>, u32) {
         let (mut mask, header) = self.probe(tag);
         while mask != 0 {
             let slot = lowest(&mut mask);
@@ -128,7 +128,7 @@ impl Bucket {
             if reference == Reference::EMPTY || reference == Reference::BUSY {
                 continue;
             }
-            let answer = visit(Found { bucket: self, slot, reference });
+            let answer = visit(Slot { bucket: self, slot, reference });
             if answer.is_some() {
                 return (answer, header);
             }
@@ -196,7 +196,7 @@ fn place(slot: usize) -> (usize, usize) {
 
 /// A slot that was found.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Found<'a> {
+pub(crate) struct Slot<'a> {
     pub(crate) bucket: &'a Bucket,
     pub(crate) slot: usize,
     pub(crate) reference: Reference,
@@ -246,7 +246,7 @@ impl<'a> Index<'a> {
 
     /// Shows every entry whose tag fits to `visit` until it answers.
     #[inline]
-    pub(crate) fn search<R>(&self, hash: u64, mut visit: impl FnMut(Found<'a>) -> Option<R>) -> Option<R> {
+    pub(crate) fn search<R>(&self, hash: u64, mut visit: impl FnMut(Slot<'a>) -> Option<R>) -> Option<R> {
         let levels = self.levels();
         let level = levels.target();
         let bucket = self.buckets.get(bucket_at(hash, 0, level))?;
@@ -265,7 +265,7 @@ impl<'a> Index<'a> {
         hash: u64,
         levels: Levels,
         header: u32,
-        visit: &mut impl FnMut(Found<'a>) -> Option<R>,
+        visit: &mut impl FnMut(Slot<'a>) -> Option<R>,
     ) -> Option<R> {
         let level = levels.target();
         if header & 1 << level != 0 {
@@ -286,7 +286,7 @@ impl<'a> Index<'a> {
         hash: u64,
         level: u32,
         first: u32,
-        visit: &mut impl FnMut(Found<'a>) -> Option<R>,
+        visit: &mut impl FnMut(Slot<'a>) -> Option<R>,
     ) -> Option<R> {
         for turn in first..reach(level) {
             let bucket = self.buckets.get(bucket_at(hash, turn, level))?;

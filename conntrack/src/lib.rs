@@ -42,7 +42,7 @@ pub use epoch::MAX_HANDLES;
 pub use flow::{Direction, Flow, Flow4, Flow6};
 #[cfg(not(loom))]
 pub use handle::SharedHandle;
-pub use handle::{Candidate, Handle, Hit};
+pub use handle::{Candidate, Found, Handle, Hit};
 pub use insert::{Inserted, NewConnection, NotInserted};
 pub use layout::{Limits, MAX_CONNECTIONS};
 pub use meta::{Meta, flags};

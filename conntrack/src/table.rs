@@ -227,7 +227,7 @@ impl<S: Storage> Table<S> {
         Index { buckets: self.storage.buckets(), levels: &self.storage.header().levels }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry(&self, id: ConnId) -> Option<Entry<'_>> {
         let number = id.number() as usize;
         match id.class() {

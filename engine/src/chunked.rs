@@ -8,7 +8,7 @@ const CHUNK: usize = 256;
 /// Up to a fixed number of cells. Reading one costs an index more than an array does; a cell, once made, stays.
 #[derive(Debug)]
 pub(crate) struct Chunked<T> {
-    chunks: Box<[OnceLock<Box<[T]>>]>,
+    chunks: Box<[OnceLock<Box<[T; CHUNK]>>]>,
 }
 
 impl<T: Default> Chunked<T> {
@@ -20,13 +20,13 @@ impl<T: Default> Chunked<T> {
     /// The cell, if it was made.
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.chunks.get(index / CHUNK)?.get()?.get(index % CHUNK)
+        Some(&self.chunks.get(index / CHUNK)?.get()?[index % CHUNK])
     }
 
     /// The cell, made (with its chunk) when it was not. `None` beyond the capacity.
     pub(crate) fn make(&self, index: usize) -> Option<&T> {
         let chunk = self.chunks.get(index / CHUNK)?;
-        chunk.get_or_init(|| (0..CHUNK).map(|_| T::default()).collect()).get(index % CHUNK)
+        Some(&chunk.get_or_init(|| Box::new(std::array::from_fn(|_| T::default())))[index % CHUNK])
     }
 }
 

@@ -198,7 +198,7 @@ impl WorkerCounters {
     }
 
     /// Counts a packet of a destination. Allocates nothing for a destination that was [reserved](Counters::reserve).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn packet(&self, destination: DestinationId, direction: Direction, bytes: u64) {
         if let Some(cell) = self.destinations.get(destination.0 as usize) {
             cell.packets[direction as usize].add(1);

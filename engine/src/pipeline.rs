@@ -11,13 +11,13 @@ mod fragments;
 mod parse;
 mod schedule;
 mod state;
+mod straight;
 mod track;
 mod tunnel_errors;
 
 pub use commons::Commons;
 pub(crate) use egress::{Passage, Refused};
 pub(crate) use parse::{Kind, PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
-pub(crate) use track::Found;
 
 use crate::batch::{BATCH, Packet, PortId};
 use crate::counters::{Event, WorkerCounters};
@@ -64,6 +64,8 @@ struct Staged {
     hash: u64,
     /// The connection it may belong to.
     candidate: Candidate,
+    /// Its place in the batch.
+    at: u8,
 }
 
 impl Pipeline {
@@ -100,48 +102,34 @@ impl Pipeline {
 
     fn batch(&mut self, view: &View<'_>, packets: &mut [Packet<'_>], verdicts: &mut [Verdict]) {
         let ports = &view.snapshot.ports;
-        // Frames whose verdict is open after parsing: a bit each.
-        let mut open = 0_u64;
-        for (at, ((packet, verdict), staged)) in
-            packets.iter().zip(verdicts.iter_mut()).zip(self.stage.iter_mut()).enumerate()
-        {
+        // Frames whose verdict is open after parsing stand at the front of the stage.
+        let mut open = 0;
+        for (at, (packet, verdict)) in (0_u8..).zip(packets.iter().zip(verdicts.iter_mut())) {
+            let Some(staged) = self.stage.get_mut(open) else { break };
             let port = ports.get(usize::from(packet.port().0));
             match parse::parse(packet, port, &mut staged.parsed) {
                 Ok(()) => {
+                    staged.at = at;
                     staged.hash = self.tracker.hash(&staged.parsed.flow);
-                    open |= 1 << at;
+                    open += 1;
                 }
-                Err(settled) => *verdict = settled,
+                Err(settled) => {
+                    *verdict = settled;
+                    count(&self.tracker.counters, settled);
+                }
             }
         }
-        for (at, staged) in self.stage[..packets.len()].iter_mut().enumerate() {
-            if open & 1 << at != 0 {
-                staged.candidate = self.tracker.candidate(staged.hash);
-            }
+        let stage = &mut self.stage[..open.min(BATCH)];
+        for staged in &mut *stage {
+            staged.candidate = self.tracker.candidate(staged.hash);
         }
-        for (at, ((packet, verdict), staged)) in
-            packets.iter_mut().zip(verdicts).zip(self.stage.iter()).enumerate()
-        {
-            if open & 1 << at != 0 {
-                *verdict = self.tracker.judge(view, packet, &staged.parsed, staged.candidate);
+        for staged in &*stage {
+            let at = usize::from(staged.at);
+            let (Some(packet), Some(verdict)) = (packets.get_mut(at), verdicts.get_mut(at)) else { continue };
+            self.tracker.judge(view, packet, &staged.parsed, staged.candidate, verdict);
+            if !matches!(*verdict, Verdict::Transmit(_)) {
+                count(&self.tracker.counters, *verdict);
             }
-            match *verdict {
-                Verdict::Transmit(_) => {}
-                other => self.count(other),
-            }
-        }
-    }
-
-    #[cold]
-    fn count(&self, verdict: Verdict) {
-        let counters = &self.tracker.counters;
-        match verdict {
-            Verdict::Fragment(..) => counters.count(Event::Fragmented, 1),
-            Verdict::Segment(_) => counters.count(Event::Segmented, 1),
-            Verdict::ToKernel => counters.count(Event::ToKernel, 1),
-            Verdict::Drop(reason) => counters.dropped(reason),
-            // Whoever carries these out counts them.
-            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await => {}
         }
     }
 
@@ -163,6 +151,18 @@ impl Pipeline {
             self.tracker.sweep(now, usize::MAX);
         }
         self.tracker.handle.sleep();
+    }
+}
+
+#[cold]
+fn count(counters: &WorkerCounters, verdict: Verdict) {
+    match verdict {
+        Verdict::Fragment(..) => counters.count(Event::Fragmented, 1),
+        Verdict::Segment(_) => counters.count(Event::Segmented, 1),
+        Verdict::ToKernel => counters.count(Event::ToKernel, 1),
+        Verdict::Drop(reason) => counters.dropped(reason),
+        // Whoever carries these out counts them.
+        Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await => {}
     }
 }
 

@@ -12,13 +12,13 @@ use crate::batch::Packet;
 use crate::packet::checksum::Delta;
 use crate::packet::tcp::{self, Tcp, flag};
 use crate::packet::tcp_options::{self, TIMESTAMPS};
-use crate::pipeline::{Found, Kind, Parsed, Passage, Refused};
+use crate::pipeline::{Kind, Parsed, Passage, Refused};
 use crate::service::{LocalAddress, LocalPool, Ports};
 use crate::verdict::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp::State};
-use uvs_conntrack::{ConnId, Connection, Direction, Flow, Hit, Sequence, SharedHandle, Tick};
+use uvs_conntrack::{ConnId, Connection, Direction, Flow, Found, Hit, Sequence, SharedHandle, Tick};
 
 /// Ports of one local address that are tried for a new connection.
 const TRIES: u32 = 4096;

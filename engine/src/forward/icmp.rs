@@ -10,6 +10,7 @@ use crate::packet::ipv6::{self, Ipv6};
 use crate::packet::{Error, protocol};
 use crate::pipeline::{self, Parsed};
 use crate::verdict::Verdict;
+use std::cell::Cell;
 use std::net::IpAddr;
 use uvs_conntrack::{Flow, Tick};
 
@@ -120,8 +121,8 @@ pub(crate) fn report(
 /// Bounds the reports a worker sends, as the kernel does (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
 #[derive(Debug)]
 pub(crate) struct Limiter {
-    tokens: u32,
-    refilled: Tick,
+    tokens: Cell<u32>,
+    refilled: Cell<Tick>,
 }
 
 /// Reports per tick of 10 ms: 1,000 in a second.
@@ -131,20 +132,17 @@ const BURST: u32 = 50;
 
 impl Default for Limiter {
     fn default() -> Self {
-        Limiter { tokens: BURST, refilled: Tick(0) }
+        Limiter { tokens: Cell::new(BURST), refilled: Cell::default() }
     }
 }
 
 impl Limiter {
     /// Whether another report may be sent now.
-    pub(crate) fn allows(&mut self, now: Tick) -> bool {
-        if now != self.refilled {
-            let ticks = now.since(self.refilled).unsigned_abs();
-            self.tokens = ticks.saturating_mul(PER_TICK).saturating_add(self.tokens).min(BURST);
-            self.refilled = now;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens -= u32::from(allowed);
+    pub(crate) fn allows(&self, now: Tick) -> bool {
+        let ticks = now.since(self.refilled.replace(now)).unsigned_abs();
+        let tokens = ticks.saturating_mul(PER_TICK).saturating_add(self.tokens.get()).min(BURST);
+        let allowed = tokens > 0;
+        self.tokens.set(tokens - u32::from(allowed));
         allowed
     }
 }
@@ -155,11 +153,11 @@ mod tests {
 
     #[test]
     fn reports_are_rationed() {
-        let mut limiter = Limiter::default();
-        let sent = |limiter: &mut Limiter, now| (0..1000).filter(|_| limiter.allows(Tick(now))).count();
-        assert_eq!(sent(&mut limiter, 0), 50);
-        assert_eq!(sent(&mut limiter, 1), 10);
-        assert_eq!(sent(&mut limiter, 3), 20);
-        assert_eq!(sent(&mut limiter, 1000), 50);
+        let limiter = Limiter::default();
+        let sent = |limiter: &Limiter, now| (0..1000).filter(|_| limiter.allows(Tick(now))).count();
+        assert_eq!(sent(&limiter, 0), 50);
+        assert_eq!(sent(&limiter, 1), 10);
+        assert_eq!(sent(&limiter, 3), 20);
+        assert_eq!(sent(&limiter, 1000), 50);
     }
 }

@@ -77,7 +77,7 @@ impl Method {
 
 /// Addresses the frame to its next hop and says where it leaves. Tags stay on a frame that leaves by the device it came
 /// from, and are taken off otherwise: the VLAN is the ingress link's business.
-#[inline]
+#[inline(always)]
 pub(crate) fn send(
     packet: &mut Packet<'_>,
     parsed: &Parsed,

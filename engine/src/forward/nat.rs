@@ -13,36 +13,40 @@ use uvs_conntrack::{Flow, Flow4, Flow6};
 
 /// Makes an IPv4 packet of the flow `from` one of the flow `to`, one hop older. Returns whether its checksum was unfinished
 /// and is complete now.
-#[inline]
 pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
-    const TCP: usize = PLAIN_TRANSPORT4 + tcp::HEADER_LEN;
-    const UDP: usize = PLAIN_TRANSPORT4 + udp::HEADER_LEN;
-    let frame = packet.frame_mut();
-    // The same code three times: of the first two the compiler knows where every field lies.
-    let unfinished = if !parsed.is_plain4() {
-        // Of a later fragment this changes the IP header only: it has no other.
-        rewrite4(frame, parsed.network(), parsed.transport(), parsed, from, to)
-    } else if from.protocol == protocol::TCP
-        && let Some(head) = frame.first_chunk_mut::<TCP>()
-    {
-        let from = Flow4 { protocol: protocol::TCP, ..*from };
-        rewrite4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
-    } else if from.protocol == protocol::UDP
-        && let Some(head) = frame.first_chunk_mut::<UDP>()
-    {
-        let from = Flow4 { protocol: protocol::UDP, ..*from };
-        rewrite4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
-    } else {
-        false
-    };
+    let unfinished = rewrite4(packet.frame_mut(), parsed, from, to);
     if unfinished {
         partial::finish(packet, parsed, &Flow::V4(*to));
     }
     unfinished
 }
 
+/// As [`translate4`], of the packet's first part. Returns whether its checksum is unfinished.
 #[inline(always)]
-fn rewrite4(
+pub(crate) fn rewrite4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
+    const TCP: usize = PLAIN_TRANSPORT4 + tcp::HEADER_LEN;
+    const UDP: usize = PLAIN_TRANSPORT4 + udp::HEADER_LEN;
+    // The same code three times: of the first two the compiler knows where every field lies.
+    if !parsed.is_plain4() {
+        // Of a later fragment this changes the IP header only: it has no other.
+        headers4(frame, parsed.network(), parsed.transport(), parsed, from, to)
+    } else if from.protocol == protocol::TCP
+        && let Some(head) = frame.first_chunk_mut::<TCP>()
+    {
+        let from = Flow4 { protocol: protocol::TCP, ..*from };
+        headers4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
+    } else if from.protocol == protocol::UDP
+        && let Some(head) = frame.first_chunk_mut::<UDP>()
+    {
+        let from = Flow4 { protocol: protocol::UDP, ..*from };
+        headers4(head, PLAIN_NETWORK, PLAIN_TRANSPORT4, parsed, &from, to)
+    } else {
+        false
+    }
+}
+
+#[inline(always)]
+fn headers4(
     frame: &mut [u8],
     network: usize,
     transport: usize,
@@ -61,35 +65,39 @@ fn rewrite4(
 }
 
 /// As [`translate4`], for IPv6.
-#[inline]
 pub(crate) fn translate6(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
-    const TCP: usize = PLAIN_TRANSPORT6 + tcp::HEADER_LEN;
-    const UDP: usize = PLAIN_TRANSPORT6 + udp::HEADER_LEN;
-    let frame = packet.frame_mut();
-    let unfinished = if !parsed.is_plain6() {
-        // Of a later fragment this changes the IP header only: it has no other.
-        rewrite6(frame, parsed.network(), parsed.transport(), parsed, from, to)
-    } else if from.protocol == protocol::TCP
-        && let Some(head) = frame.first_chunk_mut::<TCP>()
-    {
-        let from = Flow6 { protocol: protocol::TCP, ..*from };
-        rewrite6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
-    } else if from.protocol == protocol::UDP
-        && let Some(head) = frame.first_chunk_mut::<UDP>()
-    {
-        let from = Flow6 { protocol: protocol::UDP, ..*from };
-        rewrite6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
-    } else {
-        false
-    };
+    let unfinished = rewrite6(packet.frame_mut(), parsed, from, to);
     if unfinished {
         partial::finish(packet, parsed, &Flow::V6(*to));
     }
     unfinished
 }
 
+/// As [`rewrite4`], for IPv6.
 #[inline(always)]
-fn rewrite6(
+pub(crate) fn rewrite6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
+    const TCP: usize = PLAIN_TRANSPORT6 + tcp::HEADER_LEN;
+    const UDP: usize = PLAIN_TRANSPORT6 + udp::HEADER_LEN;
+    if !parsed.is_plain6() {
+        // Of a later fragment this changes the IP header only: it has no other.
+        headers6(frame, parsed.network(), parsed.transport(), parsed, from, to)
+    } else if from.protocol == protocol::TCP
+        && let Some(head) = frame.first_chunk_mut::<TCP>()
+    {
+        let from = Flow6 { protocol: protocol::TCP, ..*from };
+        headers6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
+    } else if from.protocol == protocol::UDP
+        && let Some(head) = frame.first_chunk_mut::<UDP>()
+    {
+        let from = Flow6 { protocol: protocol::UDP, ..*from };
+        headers6(head, PLAIN_NETWORK, PLAIN_TRANSPORT6, parsed, &from, to)
+    } else {
+        false
+    }
+}
+
+#[inline(always)]
+fn headers6(
     frame: &mut [u8],
     network: usize,
     transport: usize,

@@ -105,12 +105,10 @@ impl Sum {
 
     /// Folded to 16 bits, as it lies in memory.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "each step adds the half that the cast drops")]
     pub fn fold(self) -> u16 {
-        let (sum, carry) = (self.0 as u32).overflowing_add((self.0 >> 32) as u32);
-        let sum = sum + u32::from(carry);
-        let (sum, carry) = (sum as u16).overflowing_add((sum >> 16) as u16);
-        sum + u16::from(carry)
+        // Added to itself with its halves exchanged, a number has in its upper half their sum and the carry out of the lower.
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 
     /// What a header's checksum field holds for this sum, as it lies in memory.

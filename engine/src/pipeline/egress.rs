@@ -2,7 +2,7 @@
 
 use super::View;
 use super::parse::{Kind, Parsed};
-use super::track::{Found, Tracker};
+use super::track::Tracker;
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
@@ -15,7 +15,7 @@ use crate::plan::Tunnel;
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::net::IpAddr;
-use uvs_conntrack::{Connection, Direction, Flow};
+use uvs_conntrack::{Connection, Direction, Flow, Flow4, Flow6, Found};
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
@@ -130,20 +130,48 @@ impl Passage<'_> {
 
     /// Makes the packet what its method sends. Returns whether its checksum was unfinished and is complete now.
     #[inline]
-    fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
+    pub(super) fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
+        match &self.parsed.flow {
+            Flow::V4(from) => self.rewrite4(packet, method, from),
+            Flow::V6(from) => self.rewrite6(packet, method, from),
+        }
+    }
+
+    /// As [`Passage::rewrite`], for a packet of the flow `from`.
+    #[inline(always)]
+    pub(super) fn rewrite4(
+        &self,
+        packet: &mut Packet<'_>,
+        method: Method,
+        from: &Flow4,
+    ) -> Result<bool, Refused> {
         let Found { connection, meta, direction } = *self.found;
-        let parsed = self.parsed;
-        match (method, &parsed.flow) {
-            (Method::Direct | Method::Tunnel, _) => Ok(direct::pass(packet, parsed)),
-            (Method::FullNat, _) => fullnat::translate(packet, self),
-            (Method::Nat, Flow::V4(from)) => match connection.flow4(meta, direction.reversed()) {
-                Some(other) => Ok(nat::translate4(packet, parsed, from, &other.reversed())),
+        match method {
+            Method::Nat => match connection.flow4(meta, direction.reversed()) {
+                Some(other) => Ok(nat::translate4(packet, self.parsed, from, &other.reversed())),
                 None => Err(Reason::DestinationGone.into()),
             },
-            (Method::Nat, Flow::V6(from)) => match connection.flow(direction.reversed()) {
-                Flow::V6(other) => Ok(nat::translate6(packet, parsed, from, &other.reversed())),
+            Method::FullNat => fullnat::translate(packet, self),
+            Method::Direct | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
+        }
+    }
+
+    /// As [`Passage::rewrite4`], for IPv6.
+    #[inline(always)]
+    pub(super) fn rewrite6(
+        &self,
+        packet: &mut Packet<'_>,
+        method: Method,
+        from: &Flow6,
+    ) -> Result<bool, Refused> {
+        let Found { connection, direction, .. } = *self.found;
+        match method {
+            Method::Nat => match connection.flow(direction.reversed()) {
+                Flow::V6(other) => Ok(nat::translate6(packet, self.parsed, from, &other.reversed())),
                 Flow::V4(_) => Err(Reason::DestinationGone.into()),
             },
+            Method::FullNat => fullnat::translate(packet, self),
+            Method::Direct | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
         }
     }
 }
@@ -161,7 +189,7 @@ pub(super) struct Wrapping {
 
 impl Tracker {
     /// Rewrites the packet as its connection's, to be sent or, where it is for this host itself, to be given back.
-    #[inline]
+    #[inline(never)]
     pub(super) fn forward(
         &self,
         view: &View<'_>,
@@ -184,7 +212,7 @@ impl Tracker {
         if passage.rewrite(packet, method)? {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
-        Ok(passage.verdict(forward::send(packet, parsed, passage.hop, egress)?))
+        Ok(passage.verdict(forward::send(packet, parsed, hop, egress)?))
     }
 
     /// The verdict for a packet that is longer than the way it has to go takes and was made of many, before anything is
@@ -231,7 +259,7 @@ impl Tracker {
 
     /// Sends the packet to its real server inside another one.
     #[inline(never)]
-    fn tunnel(
+    pub(super) fn tunnel(
         &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
@@ -320,7 +348,7 @@ impl Tracker {
     /// much was told lately: a client by the virtual address, a real server by this host's own.
     #[cold]
     pub(super) fn refuse(
-        &mut self,
+        &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,

@@ -3,7 +3,7 @@
 use super::View;
 use super::egress::Way;
 use super::parse::Parsed;
-use super::track::{Found, Tracker};
+use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::quoted::{self, Quote};
@@ -14,7 +14,7 @@ use crate::packet::ipv6::Ipv6;
 use crate::packet::protocol;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
-use uvs_conntrack::{Direction, Flow};
+use uvs_conntrack::{Direction, Flow, Found};
 
 /// Completes `parsed` of an ICMP error, whose header starts at `transport` and whose IP header was read. Its flow is that of
 /// the packet it quotes, the other way round: whichever side of a connection that names, the error travels like its packets.
@@ -47,11 +47,11 @@ impl Tracker {
         let Some(hit) = self.handle.find(&parsed.flow) else {
             return self.tunnel_error(view, packet, parsed);
         };
-        let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
+        let Some(found) = self.handle.found(hit) else { return Verdict::ToKernel };
         if !checksum_holds(packet, parsed) {
             return Verdict::Drop(Reason::BadChecksum);
         }
-        let found = Found { connection, meta: connection.meta(), direction: hit.direction };
+        let connection = found.connection;
         let destination = connection.destination();
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In && !available && view.snapshot.on_remove == OnRemove::Drop {
@@ -84,8 +84,7 @@ impl Tracker {
             return Verdict::Drop(Reason::TooBig);
         }
         if available {
-            self.counters.packet(destination, hit.direction, parsed.packet_len() as u64);
-            self.traffic.packet(hit.direction, parsed.packet_len() as u64);
+            self.count_packet(destination, hit.direction, parsed);
         }
         let sent = rewrite(packet, parsed, &found, method)
             .and_then(|()| wrapping.map_or(Ok(()), |wrapping| self.wrap(view, packet, parsed, &wrapping)))

@@ -9,7 +9,7 @@ pub(crate) use table::Fragments;
 use super::View;
 use super::egress::Way;
 use super::parse::Parsed;
-use super::track::{Found, Tracker};
+use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::Method;
@@ -118,8 +118,8 @@ impl Tracker {
         piece: &Piece,
         hit: Hit,
     ) -> Verdict {
-        let Some(connection) = self.handle.connection(hit.id) else { return Verdict::Drop(Reason::Fragment) };
-        let found = Found { connection, meta: connection.meta(), direction: hit.direction };
+        let Some(found) = self.handle.found(hit) else { return Verdict::Drop(Reason::Fragment) };
+        let connection = found.connection;
         let destination = connection.destination();
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In && !available && view.snapshot.on_remove == OnRemove::Drop {

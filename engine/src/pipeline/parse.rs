@@ -151,11 +151,9 @@ pub(crate) const PLAIN_TRANSPORT6: usize = PLAIN_NETWORK + ipv6::HEADER_LEN;
 fn plain4(frame: &[u8], parsed: &mut Parsed) -> bool {
     let Some(head) = frame.first_chunk::<{ PLAIN_TRANSPORT4 + udp::HEADER_LEN }>() else { return false };
     let Some(ip) = head[PLAIN_NETWORK..].first_chunk::<{ ipv4::HEADER_LEN }>() else { return false };
-    let version_and_length = ip[ipv4::field::VERSION_IHL];
     let header = Ipv4::view(ip);
     let packet_len = header.total_len();
-    if [head[ethernet::field::ETHERTYPE], head[ethernet::field::ETHERTYPE + 1], version_and_length]
-        != [0x08, 0x00, 0x45]
+    if !starts_with(head, [0x08, 0x00, 0x45], 0xff)
         || header.is_fragment()
         || packet_len > frame.len() - PLAIN_NETWORK
         || !header.is_intact()
@@ -170,6 +168,16 @@ fn plain4(frame: &[u8], parsed: &mut Parsed) -> bool {
     true
 }
 
+/// Whether the EtherType, and as much of the byte behind it as `mask` says, are these: in one comparison.
+#[inline]
+fn starts_with(head: &[u8], [a, b, version]: [u8; 3], mask: u8) -> bool {
+    const AT: usize = ethernet::field::ETHERTYPE;
+    let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
+    head[AT..]
+        .first_chunk()
+        .is_some_and(|found| word(*found) & word([0xff, 0xff, mask, 0]) == word([a, b, version, 0]))
+}
+
 /// Reads a plain IPv6 frame; `false`: it is not one.
 #[inline]
 fn plain6(frame: &[u8], parsed: &mut Parsed) -> bool {
@@ -177,9 +185,7 @@ fn plain6(frame: &[u8], parsed: &mut Parsed) -> bool {
     let Some(ip) = head[PLAIN_NETWORK..].first_chunk::<{ ipv6::HEADER_LEN }>() else { return false };
     let header = Ipv6::view(ip);
     let packet_len = ipv6::HEADER_LEN + header.payload_len();
-    if [head[ethernet::field::ETHERTYPE], head[ethernet::field::ETHERTYPE + 1], ip[0] >> 4] != [0x86, 0xdd, 6]
-        || packet_len > frame.len() - PLAIN_NETWORK
-    {
+    if !starts_with(head, [0x86, 0xdd, 0x60], 0xf0) || packet_len > frame.len() - PLAIN_NETWORK {
         return false;
     }
     let protocol = header.next_header();

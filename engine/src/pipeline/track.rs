@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
 use uvs_conntrack::{
-    Candidate, ConnId, Connection, DestinationId, Direction, Flow, Hit, Load, Meta, SharedHandle, Tick,
+    Candidate, ConnId, DestinationId, Direction, Flow, Found, Hit, Load, SharedHandle, Tick,
 };
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
@@ -30,19 +30,9 @@ pub(super) struct Tracker {
     /// Whether the next hop of what is judged was waited for in vain.
     pub(super) given_up: bool,
     /// This batch's packets, added to the total at its end.
-    pub(super) traffic: Traffic,
+    traffic: Cell<Traffic>,
     /// Counts the IPv4 packets of our own making that may be fragmented.
     made: Cell<u16>,
-}
-
-/// A packet's connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Found<'a> {
-    pub(crate) connection: Connection<'a>,
-    /// Its method, state and timeout when the packet came.
-    pub(crate) meta: Meta,
-    /// Which way the packet travels.
-    pub(crate) direction: Direction,
 }
 
 impl Tracker {
@@ -52,7 +42,7 @@ impl Tracker {
         counters: Arc<WorkerCounters>,
         commons: Arc<Commons>,
     ) -> Self {
-        let (limiter, traffic) = (Limiter::default(), Traffic::default());
+        let (limiter, traffic) = (Limiter::default(), Cell::default());
         Tracker {
             handle,
             destinations,
@@ -67,7 +57,7 @@ impl Tracker {
     }
 
     pub(super) fn end(&mut self) {
-        self.counters.batch(&std::mem::take(&mut self.traffic));
+        self.counters.batch(&self.traffic.take());
     }
 
     /// An identification for an IPv4 packet of our own making, of a flow with this hash: another one for 65,536 packets of the
@@ -95,15 +85,8 @@ impl Tracker {
         self.handle.candidate(hash)
     }
 
-    #[inline]
-    fn find(&self, flow: &Flow, candidate: Candidate) -> Option<Hit> {
-        match flow {
-            Flow::V4(flow) => self.handle.find4(candidate, flow),
-            Flow::V6(flow) => self.handle.find6(candidate, flow),
-        }
-    }
-
-    /// The verdict for a TCP or UDP packet, rewritten if it is sent.
+    /// The verdict for a TCP or UDP packet, rewritten if it is sent. It is written in its place: a copy would wait for the
+    /// stores before it.
     #[inline]
     pub(super) fn judge(
         &mut self,
@@ -111,14 +94,27 @@ impl Tracker {
         packet: &mut Packet<'_>,
         parsed: &Parsed,
         candidate: Candidate,
-    ) -> Verdict {
+        verdict: &mut Verdict,
+    ) {
         if parsed.kind != Kind::Whole {
-            return self.odd(view, packet, parsed);
+            *verdict = self.odd(view, packet, parsed);
+            return;
         }
-        match self.find(&parsed.flow, candidate) {
+        // Each family on its own: then the compiler knows what entries it meets.
+        let likeliest = match &parsed.flow {
+            Flow::V4(flow) => match self.handle.likeliest4(candidate, flow) {
+                Some(found) if self.straight(view, packet, parsed, flow, found, verdict) => return,
+                found => found.map(|found| found.hit()),
+            },
+            Flow::V6(flow) => match self.handle.likeliest6(candidate, flow) {
+                Some(found) if self.straight(view, packet, parsed, flow, found, verdict) => return,
+                found => found.map(|found| found.hit()),
+            },
+        };
+        *verdict = match likeliest.or_else(|| self.handle.search(candidate, &parsed.flow)) {
             Some(hit) => self.known(view, packet, parsed, hit),
             None => self.unknown(view, packet, parsed),
-        }
+        };
     }
 
     /// The verdict for what is not a whole TCP segment or UDP datagram.
@@ -133,7 +129,7 @@ impl Tracker {
     }
 
     /// A packet of a connection that was there before it.
-    #[inline]
+    #[inline(never)]
     pub(super) fn known(
         &mut self,
         view: &View<'_>,
@@ -141,9 +137,9 @@ impl Tracker {
         parsed: &Parsed,
         hit: Hit,
     ) -> Verdict {
-        let Some(connection) = self.handle.connection(hit.id) else { return Verdict::ToKernel };
-        let found = Found { connection, meta: connection.meta(), direction: hit.direction };
-        let (meta, destination) = (found.meta, connection.destination());
+        let Some(found) = self.handle.found(hit) else { return Verdict::ToKernel };
+        let (connection, meta) = (found.connection, found.meta);
+        let destination = connection.destination();
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In {
             if state::begins_anew(parsed, meta) {
@@ -169,8 +165,7 @@ impl Tracker {
         connection.touch(hit.direction, view.now);
         // IPVS counts nothing for a real server that was removed: no listing shows it.
         if available {
-            self.counters.packet(destination, hit.direction, parsed.packet_len() as u64);
-            self.traffic.packet(hit.direction, parsed.packet_len() as u64);
+            self.count_packet(destination, hit.direction, parsed);
         }
         match self.forward(view, packet, parsed, &found, way) {
             Ok(verdict) => verdict,
@@ -186,8 +181,10 @@ impl Tracker {
         parsed: &Parsed,
         id: ConnId,
     ) -> Verdict {
-        let Some(connection) = self.handle.connection(id) else { return Verdict::ToKernel };
-        let found = Found { connection, meta: connection.meta(), direction: Direction::In };
+        let Some(found) = self.handle.found(Hit { id, direction: Direction::In }) else {
+            return Verdict::ToKernel;
+        };
+        let connection = found.connection;
         let way = match Way::ask(view, &connection, Direction::In) {
             Ok(way) => way,
             Err(verdict) => return self.stranded(view, packet, parsed, Direction::In, verdict),
@@ -196,25 +193,36 @@ impl Tracker {
             return verdict;
         }
         connection.touch(Direction::In, view.now);
-        self.counters.packet(connection.destination(), Direction::In, parsed.packet_len() as u64);
-        self.traffic.packet(Direction::In, parsed.packet_len() as u64);
+        self.count_packet(connection.destination(), Direction::In, parsed);
         match self.forward(view, packet, parsed, &found, way) {
             Ok(verdict) => verdict,
             Err(refused) => self.refuse(view, packet, parsed, Direction::In, refused),
         }
     }
 
+    /// Counts a packet of a destination.
+    #[inline(always)]
+    pub(super) fn count_packet(&self, destination: DestinationId, direction: Direction, parsed: &Parsed) {
+        let bytes = parsed.packet_len() as u64;
+        self.counters.packet(destination, direction, bytes);
+        let mut traffic = self.traffic.get();
+        traffic.packet(direction, bytes);
+        self.traffic.set(traffic);
+    }
+
     /// Counts bytes of a packet that was counted before.
-    pub(super) fn count_more(&mut self, destination: DestinationId, direction: Direction, bytes: u64) {
+    pub(super) fn count_more(&self, destination: DestinationId, direction: Direction, bytes: u64) {
         self.counters.more(destination, direction, bytes);
-        self.traffic.more(direction, bytes);
+        let mut traffic = self.traffic.get();
+        traffic.more(direction, bytes);
+        self.traffic.set(traffic);
     }
 
     /// A packet that has no way now. Its sender is told when no route leads there, and when the next hop was waited for in vain:
     /// of IPv6 neighbours the kernel says so only to senders on this host.
     #[cold]
     fn stranded(
-        &mut self,
+        &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
