@@ -46,7 +46,7 @@ enum Command {
     Guard(guard::Args),
     /// Set this host up as a real server for direct routing or tunnels, and restore it
     RealServer(real_server::Args),
-    /// Show the main job in namespaces of this machine: 1,000 requests through a virtual service
+    /// Show the main job in namespaces of this machine: requests through virtual services, by every forwarding method
     Demo(demo::Args),
     /// ipvsadm, as everybody knows it
     #[command(disable_help_flag = true)]

@@ -4,16 +4,18 @@
 //! known to be stale. Names without a number after `uvs-` were made to stay and are removed only when asked for.
 
 use crate::namespace::DIRECTORY;
-use crate::{Error, Result};
+use crate::{Error, Namespace, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,17 +24,75 @@ use std::time::Duration;
 pub(crate) struct Living {
     pub(crate) namespaces: BTreeSet<String>,
     pub(crate) children: BTreeSet<i32>,
+    undoings: BTreeMap<u64, Undoing>,
+    /// Undoings so far.
+    undone: u64,
 }
 
-static LIVING: Mutex<Living> = Mutex::new(Living { namespaces: BTreeSet::new(), children: BTreeSet::new() });
+static LIVING: Mutex<Living> = Mutex::new(Living {
+    namespaces: BTreeSet::new(),
+    children: BTreeSet::new(),
+    undoings: BTreeMap::new(),
+    undone: 0,
+});
+
+/// A command and the namespace that it is run in.
+#[derive(Debug)]
+struct Undoing {
+    namespace: PathBuf,
+    command: Vec<OsString>,
+}
+
+impl Undoing {
+    /// Runs it to its end, unheard.
+    fn run(&self) {
+        let Some((program, arguments)) = self.command.split_first() else { return };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = Namespace::start_in(&self.namespace, &mut command);
+        let _nothing_more_to_do = child.map(|mut child| child.wait());
+    }
+}
+
+/// A command that undoes what others have done in a namespace: processes in the background, notes about them. It runs when
+/// this is dropped, and when a signal ends this process.
+#[derive(Debug)]
+pub struct Undo {
+    number: u64,
+}
+
+impl Undo {
+    /// Has `command`, a program and its arguments, run in the namespace called `name`.
+    pub fn new(name: &str, command: Vec<OsString>) -> Self {
+        let mut living = living();
+        let number = living.undone;
+        living.undone += 1;
+        living.undoings.insert(number, Undoing { namespace: Path::new(DIRECTORY).join(name), command });
+        Undo { number }
+    }
+
+    /// Leaves everything as it is when this process is gone.
+    pub fn keep(self) {
+        living().undoings.remove(&self.number);
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let undoing = living().undoings.remove(&self.number);
+        if let Some(undoing) = undoing {
+            undoing.run();
+        }
+    }
+}
 
 /// Whoever makes or removes a namespace or a child holds this, so that an end by signal finds the list complete.
 pub(crate) fn living() -> MutexGuard<'static, Living> {
     LIVING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end this process with status 128 + signal, after its children were killed, its namespaces
-/// removed and `farewell` said on stderr.
+/// From now on SIGINT, SIGTERM, SIGQUIT and SIGHUP end this process with status 128 + signal, after its children were killed, what
+/// is to be undone was undone, its namespaces were removed and `farewell` was said on stderr.
 pub fn end_on_signals(farewell: &'static str) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP])
         .map_err(Error::when("catch the signals that end it"))?;
@@ -44,6 +104,7 @@ pub fn end_on_signals(farewell: &'static str) -> Result<()> {
                 for child in &everything.children {
                     let _gone_already = kill(Pid::from_raw(*child), Signal::SIGKILL);
                 }
+                everything.undoings.values().for_each(Undoing::run);
                 for namespace in &everything.namespaces {
                     remove(namespace);
                 }

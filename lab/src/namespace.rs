@@ -114,6 +114,16 @@ impl Namespace {
         self.run(|| command.spawn())?.map_err(Error::when(what))
     }
 
+    /// Starts a process in the namespace at `path`.
+    pub(crate) fn start_in(path: &Path, command: &mut Command) -> Result<Child> {
+        let what = format!("start {}", command.get_program().display());
+        let file = File::open(path).map_err(Error::when(format!("open {}", path.display())))?;
+        on_own_thread("namespace", || {
+            enter(&file)?;
+            command.spawn().map_err(Error::when(what))
+        })
+    }
+
     /// Sets a sysctl, named with slashes: `net/ipv4/ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);

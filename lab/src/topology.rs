@@ -7,7 +7,14 @@
 //!                                                    director ┘            └── rs2
 //! ```
 //!
-//! With two arms there may be a router between client and director: client ── eth0 router eth1 ── eth0 director.
+//! With two arms there may be a router between client and director: client ── eth0 router eth1 ── eth0 director. Beyond a
+//! router the real servers are when that is their gateway, and the director only a host on the client's network:
+//!
+//! ```text
+//!   client ──┐
+//!          switch (bridge) ── eth0  router  eth1 ── rs1
+//! director ──┘                              eth2 ── rs2
+//! ```
 
 use crate::{Namespace, Prefix, Result, Veth, has_ipv6};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,6 +27,9 @@ pub enum Arms {
     Two,
     /// One device on a switch where client and servers are too, all in one network.
     One,
+    /// One device on a switch where client and a router are too; the real servers are behind the router, which is their
+    /// gateway.
+    Beyond,
 }
 
 /// What a topology should look like.
@@ -62,7 +72,8 @@ pub struct Topology {
     pub client: Namespace,
     /// Where the director runs. Its devices are eth0 (client side) and, with two arms, eth1, eth2, … (one per server).
     pub director: Namespace,
-    /// The router, if there is one. Its devices are eth0 (client side) and eth1.
+    /// The router, if there is one. Its devices are eth0 (client side) and eth1; with servers beyond it, eth1, eth2, … (one per
+    /// server).
     pub router: Option<Namespace>,
     /// The real servers. Each one's device is eth0.
     pub servers: Vec<Namespace>,
@@ -83,9 +94,15 @@ impl Topology {
         let topology = Topology {
             client: namespace("client")?,
             director: namespace("director")?,
-            router: (plan.router && plan.arms == Arms::Two).then(|| namespace("router")).transpose()?,
+            router: match plan.arms {
+                Arms::Two => plan.router,
+                Arms::One => false,
+                Arms::Beyond => true,
+            }
+            .then(|| namespace("router"))
+            .transpose()?,
             servers: (1..=plan.servers).map(|n| namespace(&format!("rs{n}"))).collect::<Result<_>>()?,
-            switch: (plan.arms == Arms::One).then(|| namespace("switch")).transpose()?,
+            switch: (plan.arms != Arms::Two).then(|| namespace("switch")).transpose()?,
             arms: plan.arms,
         };
         forward(&topology.director)?;
@@ -99,7 +116,7 @@ impl Topology {
 
     /// The client's address.
     pub fn client_address(&self, like: IpAddr) -> IpAddr {
-        if self.router.is_some() {
+        if self.router.is_some() && self.arms == Arms::Two {
             return beyond_router(like, 200, 0x200);
         }
         of_family(like, Ipv4Addr::new(203, 0, 113, 200), v6(0x113, 0x200))
@@ -124,17 +141,17 @@ impl Topology {
     pub fn server_address(&self, index: usize, like: IpAddr) -> IpAddr {
         let number = small(index);
         match self.arms {
-            Arms::Two => in_server_network(index, like, 11 + number, 0x11 + u16::from(number)),
+            Arms::Two | Arms::Beyond => in_server_network(index, like, 11 + number, 0x11 + u16::from(number)),
             Arms::One => {
                 of_family(like, Ipv4Addr::new(203, 0, 113, 11 + number), v6(0x113, 0x11 + u16::from(number)))
             }
         }
     }
 
-    /// The director's address on the network of real server `index`: that server's gateway.
+    /// The address of real server `index`'s gateway on its network: the director's, or the router's with servers beyond it.
     pub fn gateway(&self, index: usize, like: IpAddr) -> IpAddr {
         match self.arms {
-            Arms::Two => in_server_network(index, like, 100, 0x100),
+            Arms::Two | Arms::Beyond => in_server_network(index, like, 100, 0x100),
             Arms::One => self.director_address(like),
         }
     }
@@ -164,10 +181,7 @@ impl Topology {
             self.address(&self.director, "eth0", self.director_address(family))?;
             let gateway = match &self.router {
                 Some(router) => {
-                    let (client_side, director_side) = (
-                        beyond_router(family, 1, 1),
-                        of_family(family, Ipv4Addr::new(203, 0, 113, 2), v6(0x113, 2)),
-                    );
+                    let (client_side, director_side) = (beyond_router(family, 1, 1), routers_address(family));
                     self.address(router, "eth0", client_side)?;
                     self.address(router, "eth1", director_side)?;
                     let clients =
@@ -179,11 +193,16 @@ impl Topology {
             };
             self.client.net().add_route(Prefix::everything(family), gateway)?;
         }
+        self.wire_servers(&self.director, plan)
+    }
+
+    /// Each real server on a device of its gateway.
+    fn wire_servers(&self, gateway: &Namespace, plan: &Plan) -> Result<()> {
         for (index, server) in self.servers.iter().enumerate() {
             let device = format!("eth{}", index + 1);
-            wire(&self.director, &device, server, "eth0", plan.server_queues, plan.mtu)?;
+            wire(gateway, &device, server, "eth0", plan.server_queues, plan.mtu)?;
             for family in families() {
-                self.address(&self.director, &device, self.gateway(index, family))?;
+                self.address(gateway, &device, self.gateway(index, family))?;
                 self.address(server, "eth0", self.server_address(index, family))?;
                 server.net().add_route(Prefix::everything(family), self.gateway(index, family))?;
             }
@@ -201,8 +220,12 @@ impl Topology {
         switch.net().add_bridge("br0")?;
         switch.net().up("br0")?;
         let hosts = [(&self.client, plan.client_queues), (&self.director, plan.client_queues)];
-        let servers = self.servers.iter().map(|server| (server, plan.server_queues));
-        for (number, (host, queues)) in hosts.into_iter().chain(servers).enumerate() {
+        let others: Vec<&Namespace> = match &self.router {
+            Some(router) => vec![router],
+            None => self.servers.iter().collect(),
+        };
+        let others = others.into_iter().map(|other| (other, plan.server_queues));
+        for (number, (host, queues)) in hosts.into_iter().chain(others).enumerate() {
             let port = port(number);
             wire(switch, &port, host, "eth0", queues, plan.mtu)?;
             switch.net().join_bridge(&port, "br0")?;
@@ -210,11 +233,28 @@ impl Topology {
         for family in families() {
             self.address(&self.client, "eth0", self.client_address(family))?;
             self.address(&self.director, "eth0", self.director_address(family))?;
-            for (index, server) in self.servers.iter().enumerate() {
-                self.address(server, "eth0", self.server_address(index, family))?;
+        }
+        match &self.router {
+            Some(router) => self.wire_beyond(router, plan),
+            None => self.servers.iter().enumerate().try_for_each(|(index, server)| {
+                families()
+                    .try_for_each(|family| self.address(server, "eth0", self.server_address(index, family)))
+            }),
+        }
+    }
+
+    fn wire_beyond(&self, router: &Namespace, plan: &Plan) -> Result<()> {
+        forward(router)?;
+        for family in families() {
+            let here = routers_address(family);
+            self.address(router, "eth0", here)?;
+            for index in 0..self.servers.len() {
+                let length = if family.is_ipv4() { 24 } else { 64 };
+                let network = Prefix::new(in_server_network(index, family, 0, 0), length);
+                self.director.net().add_route(network, here)?;
             }
         }
-        Ok(())
+        self.wire_servers(router, plan)
     }
 
     fn address(&self, namespace: &Namespace, device: &str, address: IpAddr) -> Result<()> {
@@ -226,10 +266,13 @@ impl Topology {
         self.director.wait_ready(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.client.wait_ready(&["eth0"])?;
         if let Some(router) = &self.router {
-            router.wait_ready(&["eth0", "eth1"])?;
+            let servers = if self.arms == Arms::Beyond { self.servers.len() } else { 1 };
+            let devices: Vec<_> = (0..=servers).map(|number| format!("eth{number}")).collect();
+            router.wait_ready(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
         if let Some(switch) = &self.switch {
-            let ports: Vec<_> = (0..2 + self.servers.len()).map(port).collect();
+            let others = if self.router.is_some() { 1 } else { self.servers.len() };
+            let ports: Vec<_> = (0..2 + others).map(port).collect();
             switch.wait_ready(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
         self.servers.iter().try_for_each(|server| server.wait_ready(&["eth0"]))
@@ -273,6 +316,11 @@ fn forward(host: &Namespace) -> Result<()> {
         host.sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
     }
     Ok(())
+}
+
+/// A router's address on the director's network.
+fn routers_address(like: IpAddr) -> IpAddr {
+    of_family(like, Ipv4Addr::new(203, 0, 113, 2), v6(0x113, 2))
 }
 
 /// Behind a router the client's network is 198.51.100.0/24 and 2001:db8:51::/64.

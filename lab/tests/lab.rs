@@ -18,6 +18,8 @@ const TESTS: Tests = &[
     ("pings_are_answered_or_not", pings_are_answered_or_not),
     ("a_stray_segment_gets_a_reset", a_stray_segment_gets_a_reset),
     ("one_arm_queues_and_jumbo_frames", one_arm_queues_and_jumbo_frames),
+    ("servers_beyond_a_router", servers_beyond_a_router),
+    ("what_is_to_be_undone_is", what_is_to_be_undone_is),
     ("processes_live_inside_and_end", processes_live_inside_and_end),
     ("nothing_stays_behind", nothing_stays_behind),
 ];
@@ -128,6 +130,37 @@ fn one_arm_queues_and_jumbo_frames() -> Outcome {
         check(fault.is_none(), fault.unwrap_or_default())?;
     }
     Ok(())
+}
+
+/// The director reaches the servers through the router, and they the client.
+fn servers_beyond_a_router() -> Outcome {
+    let topology = Topology::build(&Plan { arms: Arms::Beyond, ..Plan::default() })?;
+    check(topology.director_devices() == ["eth0"], "the director has one device")?;
+    let (_server, address) = server(&topology, 1, V4)?;
+    let mut connection = Connection::open(&topology.director, address, LIMIT)?;
+    let fault = connection.get("/bytes/100000")?.fault("/bytes/100000");
+    check(fault.is_none(), fault.unwrap_or_default())?;
+    for family in [V4, V6] {
+        let client = topology.client_address(family);
+        check(probe::ping(&topology.director, client, LIMIT)?, format!("{client} does not answer"))?;
+    }
+    check(!probe::ping(&topology.servers[0], topology.vip(), Duration::from_millis(200))?, "the VIP answers")
+}
+
+fn what_is_to_be_undone_is() -> Outcome {
+    let file = std::env::temp_dir().join(format!("uvs-{}-undone", std::process::id()));
+    let topology = topology()?;
+    let undo = |name: &str| {
+        let line = format!("readlink /proc/self/ns/net > {}", file.display());
+        cleanup::Undo::new(name, ["sh", "-c", &line].map(Into::into).to_vec())
+    };
+    undo(topology.client.name()).keep();
+    check(!file.exists(), "what was kept was undone")?;
+    drop(undo(topology.client.name()));
+    let said = std::fs::read_to_string(&file)?;
+    std::fs::remove_file(&file)?;
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(topology.client.path())?);
+    check(said.contains(&inode.to_string()), format!("{said:?} and not {inode}"))
 }
 
 fn processes_live_inside_and_end() -> Outcome {

@@ -5,21 +5,25 @@ use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use uvs_lab::{cleanup, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("it_succeeds_and_shows_what_it_should", it_succeeds),
+    ("one_method", one_method),
     ("it_says_what_it_needs", it_says_what_it_needs),
-    ("it_cleans_up_when_interrupted", || it_cleans_up_after(Signal::SIGINT)),
-    ("it_cleans_up_when_terminated", || it_cleans_up_after(Signal::SIGTERM)),
-    ("it_cleans_up_when_told_to_quit", || it_cleans_up_after(Signal::SIGQUIT)),
-    ("it_cleans_up_when_its_terminal_is_closed", || it_cleans_up_after(Signal::SIGHUP)),
+    ("it_cleans_up_when_interrupted", || it_cleans_up_after(Signal::SIGINT, "nat", 4)),
+    ("it_cleans_up_when_terminated", || it_cleans_up_after(Signal::SIGTERM, "dr", 5)),
+    ("it_cleans_up_when_told_to_quit", || it_cleans_up_after(Signal::SIGQUIT, "fullnat", 6)),
+    ("it_cleans_up_when_its_terminal_is_closed", || it_cleans_up_after(Signal::SIGHUP, "tun", 6)),
+    ("it_restores_real_servers_when_interrupted", it_restores_real_servers),
 ];
 
 /// How long the demo may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn namespaces_of(pid: u32) -> usize {
     cleanup::names().iter().filter(|name| name.starts_with(&format!("uvs-{pid}-"))).count()
@@ -45,9 +49,24 @@ fn it_succeeds() -> Outcome {
         "IP Virtual Server version 1.2.1",
         "TCP  203.0.113.100:80",
         "every answer was right",
+        // Each method with its picture, its commands and its listing.
+        "NAT  the director",
+        "FULLNAT  real servers",
+        "DR  real servers",
+        "TUN  real servers",
+        "192.168.4.11:80              FullNat 2 ",
+        "203.0.113.12:80              Route   1 ",
+        "[2001:db8:5::12]:80          Tunnel  1 ",
+        "ipvsadm -P -t 203.0.113.100:80 -z 203.0.113.1",
+        "uvs real-server start --vip 203.0.113.100 --method tun",
+        "│router─┤",
+        "│switch─┤",
+        "through the director; they saw 203.0.113.1, the director",
+        "past the director; they saw 2001:db8:113::200, the client",
     ] {
         check(shown.contains(part), format!("{part:?} is not shown in\n{shown}"))?;
     }
+    check(shown.matches("✔ IPv").count() == 8 && !shown.contains('✘'), shown.clone())?;
     check(!shown.contains('\x1b'), "colours without a terminal")?;
     check(took < LIMIT, format!("it took {took:?}"))?;
     check(namespaces_of(pid) == 0, "namespaces were left behind")
@@ -61,17 +80,71 @@ fn it_says_what_it_needs() -> Outcome {
     check(said.contains("root") && said.lines().count() == 1, said)
 }
 
-fn it_cleans_up_after(signal: Signal) -> Outcome {
-    let mut child = Command::new(UVS)
-        .args(["demo", "--requests", "100000"])
+fn one_method() -> Outcome {
+    let output = Command::new(UVS).args(["demo", "--method", "dr", "--requests", "30"]).output()?;
+    let shown = String::from_utf8_lossy(&output.stdout);
+    check(output.status.success(), format!("{}\n{shown}", output.status))?;
+    for (part, expected) in
+        [("DR  real", true), ("20 (66.7 %)", true), ("rs1 answered 2, rs2 1", true), ("NAT", false)]
+    {
+        check(shown.contains(part) == expected, format!("{part:?} is shown: {}\n{shown}", !expected))?;
+    }
+    let output = Command::new(UVS).args(["demo", "--method", "all", "--keep"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    check(!output.status.success() && said.contains("only one method can be kept"), said)
+}
+
+/// Starts a demo that does not end by itself, and waits until so many namespaces of it stand.
+fn endless(method: &str, namespaces: usize) -> Result<Child, Failed> {
+    let child = Command::new(UVS)
+        .args(["demo", "--requests", "100000", "--method", method])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let pid = child.id();
-    let standing = wait::until("the demo to stand", LIMIT, || namespaces_of(pid) == 4).map_err(Failed::from);
-    kill(Pid::from_raw(pid.cast_signed()), signal)?;
+    wait::until("the demo to stand", LIMIT, || namespaces_of(child.id()) == namespaces)?;
+    Ok(child)
+}
+
+fn it_cleans_up_after(signal: Signal, method: &str, namespaces: usize) -> Outcome {
+    let mut child = endless(method, namespaces)?;
+    kill(Pid::from_raw(child.id().cast_signed()), signal)?;
     let status = child.wait()?;
-    standing?;
     check(status.code() == Some(128 + signal as i32), format!("it ended with {status}"))?;
-    check(namespaces_of(pid) == 0, "namespaces were left behind")
+    check(namespaces_of(child.id()) == 0, "namespaces were left behind")
+}
+
+/// The notes about real servers in these namespaces, and the processes there.
+fn left_on_real_servers(namespaces: &[u64]) -> Result<Vec<String>, Failed> {
+    let notes = std::fs::read_dir("/run/uvs/real-server").into_iter().flatten().flatten();
+    let notes = notes.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| {
+        !name.ends_with("-lock") && namespaces.iter().any(|inode| name.starts_with(&format!("{inode}-")))
+    });
+    let processes = std::fs::read_dir("/proc")?.flatten().filter(|entry| {
+        let namespace = std::fs::metadata(entry.path().join("ns/net"));
+        namespace.is_ok_and(|namespace| namespaces.contains(&namespace.ino()))
+    });
+    let commands =
+        processes.map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default());
+    Ok(notes.chain(commands).collect())
+}
+
+fn it_restores_real_servers() -> Outcome {
+    let mut child = endless("tun", 6)?;
+    let inode = |server: usize| {
+        let path = Path::new("/run/netns").join(format!("uvs-{}-0-rs{server}", child.id()));
+        std::fs::metadata(path).map(|namespace| namespace.ino())
+    };
+    let namespaces = [inode(1)?, inode(2)?];
+    wait::until("the real servers to be set up", LIMIT, || {
+        left_on_real_servers(&namespaces).is_ok_and(|left| left.len() >= 4)
+    })?;
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
+    let status = child.wait()?;
+    check(status.code() == Some(130), format!("it ended with {status}"))?;
+    // What was killed may be on its way out.
+    let gone = wait::until("what ran there to be gone", LIMIT, || {
+        left_on_real_servers(&namespaces).is_ok_and(|left| left.is_empty())
+    });
+    gone.map_err(|error| format!("{error}: {:?}", left_on_real_servers(&namespaces).ok()))?;
+    check(namespaces_of(child.id()) == 0, "namespaces were left behind")
 }

@@ -111,11 +111,11 @@ impl<'a> Scene<'a> {
     }
 
     /// The address that real servers see clients at by full NAT: one that no host has, but on one segment the director's own,
-    /// which they find there.
+    /// which they find there; beyond a router, too.
     fn local(&self, arms: Arms) -> IpAddr {
         match arms {
             Arms::Two => local(self.family),
-            Arms::One => self.world.topology.director_address(self.family),
+            Arms::One | Arms::Beyond => self.world.topology.director_address(self.family),
         }
     }
 

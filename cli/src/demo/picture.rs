@@ -1,5 +1,6 @@
 //! What the demo shows: the topology with its counts, who answered, and how fast.
 
+use super::method::Method;
 use super::paint::Paint;
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -22,9 +23,10 @@ pub(super) struct Server {
     pub(super) answers: usize,
 }
 
-/// The four hosts in a row, with what went through them.
+/// The hosts in a row, with what went through them, and the way of answers that do not come back through the director.
 pub(super) fn topology(
     paint: Paint,
+    method: Method,
     client: IpAddr,
     service: SocketAddr,
     requests: usize,
@@ -33,7 +35,7 @@ pub(super) fn topology(
     let asked = format!("{} requests", thousands(requests));
     let client = boxed(paint, CLIENT, "client", &[&client.to_string(), "", &asked], 16);
     let (vip, port) = (service.ip().to_string(), format!("port {}, wrr", service.port()));
-    let director = boxed(paint, DIRECTOR, "director", &[&vip, &port, "NAT by AF_XDP"], 16);
+    let director = boxed(paint, DIRECTOR, "director", &[&vip, &port, method.words()], 16);
     let right = servers.iter().enumerate().flat_map(|(number, server)| {
         let weight = format!("weight {}", server.weight);
         let answers = format!("{} answers", thousands(server.answers));
@@ -46,18 +48,28 @@ pub(super) fn topology(
         )
     });
     let right: Vec<String> = right.collect();
+    let past = !method.answers_pass();
     let blank = " ".repeat(20);
     let mut picture = String::new();
     for (row, server) in right.iter().enumerate() {
-        let (left, middle) = match row.checked_sub(2).filter(|row| *row < client.len()) {
-            Some(row) => (&client[row], &director[row]),
-            None => (&blank, &blank),
+        let (left, middle) = match row.checked_sub(2) {
+            Some(row) if row < client.len() => (&*client[row], &director[row]),
+            Some(row) if past => (if row == client.len() { UP } else { LINE }, &blank),
+            _ => (&*blank, &blank),
         };
-        let _infallible =
-            writeln!(picture, "  {left}{}{middle}{}{server}", client_wire(row), server_wire(row));
+        let (near, far) = (client_wire(row), server_wire(row, method.between()));
+        let _infallible = writeln!(picture, "  {left}{near}{middle}{far}{server}");
+    }
+    if past {
+        let _infallible = writeln!(picture, "  {BACK}");
     }
     picture
 }
+
+/// The way of answers to the client, below its box, and from the servers.
+const UP: &str = "         ▲          ";
+const LINE: &str = "         │          ";
+const BACK: &str = "         ╰───────── answers, from the virtual address ─────────────╯";
 
 fn client_wire(row: usize) -> &'static str {
     match row {
@@ -67,16 +79,23 @@ fn client_wire(row: usize) -> &'static str {
     }
 }
 
-fn server_wire(row: usize) -> &'static str {
-    match row {
-        1 => " eth1  ",
-        2 => "   ╭──▶",
-        4 => "───┤   ",
-        7 => "   ╰──▶",
-        8 => " eth2  ",
-        3 | 5 | 6 => "   │   ",
-        _ => "       ",
-    }
+/// Between the director and its servers: a device for each, or what is `between`.
+fn server_wire(row: usize, between: &str) -> String {
+    let wire = match (row, between) {
+        (1, "") => " eth1  ",
+        (2, "") => "   ╭──▶",
+        (4, "") => "───┤   ",
+        (7, "") => "   ╰──▶",
+        (8, "") => " eth2  ",
+        (3 | 5 | 6, "") => "   │   ",
+        (_, "") => "       ",
+        (2, _) => "       ╭─▶",
+        (4, between) => return format!("{between:─<7}┤  "),
+        (7, _) => "       ╰─▶",
+        (3 | 5 | 6, _) => "       │  ",
+        _ => "          ",
+    };
+    wire.into()
 }
 
 /// A box with a title; every line is `width` + 4 columns wide.
@@ -206,9 +225,31 @@ mod tests {
                                                        ╰────────────────────╯
 ";
         assert_eq!(
-            topology(Paint::plain(), client, service, 1000, &servers()),
+            topology(Paint::plain(), Method::Nat, client, service, 1000, &servers()),
             expected.trim_start_matches('\n')
         );
+    }
+
+    #[test]
+    fn answers_that_go_past_the_director_are_drawn() {
+        let client = "203.0.113.200".parse().unwrap();
+        let service = "203.0.113.100:80".parse().unwrap();
+        let expected = "
+                                                          ╭─ rs1 ──────────────╮
+                                                          │ 192.168.4.11:80    │
+  ╭─ client ─────────╮      ╭─ director ───────╮       ╭─▶│ weight 2           │
+  │ 203.0.113.200    │      │ 203.0.113.100    │       │  │ 667 answers        │
+  │                  │─────▶│ port 80, wrr     │router─┤  ╰────────────────────╯
+  │ 1,000 requests   │ eth0 │ IP in IP         │       │  ╭─ rs2 ──────────────╮
+  ╰──────────────────╯      ╰──────────────────╯       │  │ 192.168.5.12:80    │
+           ▲                                           ╰─▶│ weight 1           │
+           │                                              │ 333 answers        │
+           │                                              ╰────────────────────╯
+           ╰───────── answers, from the virtual address ─────────────╯
+";
+        let drawn = topology(Paint::plain(), Method::Tunnel, client, service, 1000, &servers());
+        assert_eq!(drawn, expected.trim_start_matches('\n'));
+        assert!(drawn.lines().all(|line| line.chars().count() <= 80));
     }
 
     #[test]

@@ -102,18 +102,21 @@ impl Place {
 
     /// Every journal, in the order of their names.
     pub(super) fn all(&self) -> Result<Vec<Journal>, Error> {
+        self.files(".json")?.iter().filter_map(|file| read(file).transpose()).collect()
+    }
+
+    /// The files whose names end so, in order.
+    fn files(&self, end: &str) -> Result<Vec<PathBuf>, Error> {
         let unreadable = || Error::os(format!("read {}", self.directory.display()));
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unreadable())? {
             let name = entry.map_err(unreadable())?.file_name();
-            let ours =
-                name.to_str().is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(".json"));
-            if ours {
+            if name.to_str().is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(end)) {
                 files.push(self.directory.join(name));
             }
         }
         files.sort();
-        files.iter().filter_map(|file| read(file).transpose()).collect()
+        Ok(files)
     }
 }
 
@@ -127,6 +130,10 @@ impl Journals {
         let doing = || Error::os(format!("lock {}", path.display()));
         let lock = File::options().create(true).append(true).open(&path).map_err(doing())?;
         lock.lock().map_err(doing())?;
+        // What a command that was killed had begun to write.
+        for draft in place.files(".draft")? {
+            fs::remove_file(&draft).map_err(Error::os(format!("delete {}", draft.display())))?;
+        }
         Ok(Journals { place, _lock: lock })
     }
 

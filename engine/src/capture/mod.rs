@@ -1,6 +1,6 @@
 //! Live frames for whoever wants to see them: as they come in, as they leave, and those that are dropped, with the reason.
 //!
-//! A [`Tapped`] process copies what a [`Capture`]'s filter lets through into a queue of its worker, from where a [`Feed`]
+//! A [`Tapped`] process copies what a capture's filter lets through into a queue of its worker, from where a [`Feed`]
 //! takes it. Nobody waits for anybody: what finds no room is counted as lost. While nobody captures, a worker looks at one
 //! flag for each batch and does nothing else.
 
