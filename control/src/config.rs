@@ -1,7 +1,7 @@
 //! The configuration file of a director, `uvs run --config FILE`, in TOML. `docs/configuration.md` describes every key.
 //!
 //! A file is read to its end whatever is wrong with it, so that [`Faults`] are all there are. Services and real servers pass
-//! the same [`Registry`] as what `ipvsadm` says.
+//! the same [`crate::registry::Registry`] as what `ipvsadm` says.
 
 mod reader;
 mod render;
