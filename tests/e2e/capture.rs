@@ -1,6 +1,6 @@
 //! `uvs capture`: what goes through a director, seen without disturbing it.
 
-use crate::director::{LIMIT, UVS, V4, V6, World, in_default_world, load, uvs};
+use crate::director::{Configuration, LIMIT, UVS, V4, V6, World, in_default_world, in_world, load, uvs};
 use crate::harness::{Outcome, Tests, check, ignore};
 use crate::traffic::{run, transfer};
 use etherparse::SlicedPacket;
@@ -14,10 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use uvs::engine::link::pcap::{Direction, Reader, Record};
 use uvs_lab::http::{Connection, Load};
-use uvs_lab::{Process, wait};
+use uvs_lab::{Plan, Process, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("before_and_after", || in_default_world(before_and_after)),
+    ("by_packet_sockets", || in_world(&Plan::default(), &["--io", "raw"], before_and_after)),
+    ("by_several_workers", || {
+        let plan = Plan { client_queues: 2, server_queues: 2, ..Plan::default() };
+        in_world(&plan, &["--workers", "2"], before_and_after)
+    }),
     ("what_is_dropped_and_why", || in_default_world(what_is_dropped)),
     ("several_at_once_and_one_is_killed", || in_default_world(several_at_once)),
     ("who_does_not_read", || in_default_world(who_does_not_read)),
@@ -158,8 +163,26 @@ fn before_and_after(world: &mut World) -> Outcome {
         check(seen.len() == 6, format!("{seen:?}"))?;
         let ways = |end: &str| frames.iter().filter(|(name, _)| name.ends_with(end)).count();
         check(ways(" in") == ways(" out"), format!("{} came and {} left", ways(" in"), ways(" out")))?;
+        replayed(world, family, &file, ways(" in"))?;
     }
     Ok(())
+}
+
+/// A replay of the capture sends as many frames as came in, and knows those that left for the director's own.
+fn replayed(world: &World, family: IpAddr, file: &Scratch, frames: usize) -> Outcome {
+    let mut text = format!("[[service]]\naddress = \"{}\"\nscheduler = \"rr\"\n", world.service(family));
+    for server in [world.server(0, family, 80), world.server(1, family, 80)] {
+        text += &format!("[[service.server]]\naddress = \"{server}\"\nmethod = \"nat\"\n");
+    }
+    let name = if family.is_ipv4() { "replay4" } else { "replay6" };
+    let configuration = Configuration::write(name, &text)?;
+    let capture = file.0.display().to_string();
+    let arguments = ["replay", "--config", &configuration.path(), "--in", &capture];
+    let output = uvs(&world.topology.director, arguments)?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let expected =
+        format!("frames: {frames} sent, 0 left to the host, {frames} dropped\n  other_host {frames}\n");
+    check(output.status.success() && said.contains(&expected), format!("not {expected} but {said}"))
 }
 
 fn what_is_dropped(world: &mut World) -> Outcome {

@@ -25,7 +25,7 @@ use uvs_engine::link::pcap::{Error, MAX_FRAME, Reader};
 const DETAILS: &str = "\
 Each frame that the director takes is shown as it comes in (`eth0 in`) and, rewritten, as it leaves (`eth1 out`); one that is
 dropped once, with the reason (`eth0 drop`). Times are UTC. Ctrl-C ends it and tells how many frames were captured, and how many
-were lost because nobody read them in time: the director never waits. It costs the director nothing while nobody captures.
+were lost because nobody read them in time: the director never waits. While nobody captures it looks at one flag for each batch.
 
 The filter is that of tcpdump, as far as it is made of
   host A, net A/N, port P, portrange P-Q    of the sender or the addressee; `src` or `dst` before it says of which
@@ -38,7 +38,7 @@ Examples:
   uvs capture host 203.0.113.200            a client's frames, and what becomes of them
   uvs capture drop                          what is dropped, and why
   uvs capture -i eth1 -c 10 tcp port 80     ten frames by eth1
-  uvs capture -w - | tcpdump -r -           tcpdump's eyes; `-w FILE` is for Wireshark too
+  uvs capture -w - | tcpdump -r -           tcpdump's eyes; `-w FILE` is for Wireshark and `uvs replay` too
 
 Exit status: 0 when it ended as asked or the director ended, 1 when frames could not be written or the director died, 2 when it
 could not begin.";

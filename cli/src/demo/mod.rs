@@ -118,7 +118,7 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
         paint.dim("hosts in network namespaces, no kernel IPVS")
     ));
     let begin = Instant::now();
-    let mut faults = Vec::new();
+    let (mut faults, mut kept) = (Vec::new(), None);
     for method in methods {
         let stage = Stage::build(*method, args.keep.then(|| KEPT.to_string()))?;
         let show =
@@ -128,12 +128,14 @@ fn play(args: &Args) -> anyhow::Result<ExitCode> {
             say(&format!("\n  the director said:\n{}", stage.log()));
         }
         faults.extend(found);
-        if args.keep {
-            invite(paint, &stage);
-            stage.keep();
-        }
+        kept = args.keep.then_some(stage);
     }
-    Ok(verdict(paint, begin.elapsed(), &faults))
+    let code = verdict(paint, begin.elapsed(), &faults);
+    if let Some(stage) = kept {
+        invite(paint, &stage);
+        stage.keep();
+    }
+    Ok(code)
 }
 
 /// One method on its stage.
@@ -306,7 +308,7 @@ fn verdict(paint: Paint, took: Duration, faults: &[String]) -> ExitCode {
 fn invite(paint: Paint, stage: &Stage) {
     let (client, director) = (Stage::inside(&stage.topology.client), Stage::inside(&stage.topology.director));
     let (program, service) = (stage.program(), stage.service(V4));
-    say(&format!("\n  {}", paint.bold("it stays; things to try")));
+    say(&format!("  {}", paint.bold("it stays; things to try")));
     for command in [
         format!("{client} curl http://{}/", service.ip()),
         format!("{client} curl -o /dev/null http://{}/bytes/200000000", service.ip()),
@@ -322,7 +324,7 @@ fn invite(paint: Paint, stage: &Stage) {
         say(&format!("  {} {command}", paint.dim("$")));
     }
     say(&format!("  {}", paint.bold("and to remove it")));
-    say(&format!("  {} {program} demo --clean", paint.dim("$")));
+    say(&format!("  {} {program} demo --clean\n", paint.dim("$")));
 }
 
 /// Prints a line. That nobody reads on is no mistake.

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
-use uvs_engine::link::pcap::{Error, Reader, Record};
+use uvs_engine::capture::WAYS;
+use uvs_engine::link::pcap::{Error, Interface, Reader, Record};
 
 /// A capture that cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +21,7 @@ pub struct InputError {
 pub struct Arrival {
     /// Of several captures, which.
     pub file: usize,
-    /// The frame; its interface is one of that capture's.
+    /// The frame; its interface is the first of that capture's that is of its device.
     pub record: Record,
 }
 
@@ -59,8 +60,11 @@ impl Merged {
     /// The name of an interface of a capture: the capture's own for it, or else the file's.
     pub fn name(&self, file: usize, interface: usize) -> String {
         let Some(input) = self.inputs.get(file) else { return String::new() };
-        let named = input.reader.interfaces().get(interface).and_then(|interface| interface.name.clone());
-        named.unwrap_or_else(|| input.path.file_stem().unwrap_or_default().to_string_lossy().into_owned())
+        let named = input.reader.interfaces().get(interface).and_then(device);
+        named.map_or_else(
+            || input.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            ToOwned::to_owned,
+        )
     }
 
     /// What is to be said of captures that end in the middle of a record.
@@ -81,7 +85,26 @@ impl Input {
             }
             Err(error) => return Err(InputError { path: self.path.clone(), error }),
         };
+        let next = next.map(|record| Record { interface: self.first_of(record.interface), ..record });
         Ok(std::mem::replace(&mut self.next, next))
+    }
+}
+
+impl Input {
+    /// The first interface that is of the same device.
+    fn first_of(&self, interface: usize) -> usize {
+        let interfaces = self.reader.interfaces();
+        let Some(name) = interfaces.get(interface).and_then(device) else { return interface };
+        interfaces.iter().position(|other| device(other) == Some(name)).unwrap_or(interface)
+    }
+}
+
+/// The device that an interface is of: a director's own captures have one for each way of each device.
+fn device(interface: &Interface) -> Option<&str> {
+    let name = interface.name.as_deref()?;
+    match name.rsplit_once(' ') {
+        Some((device, way)) if WAYS.iter().any(|known| known.to_string() == way) => Some(device),
+        _ => Some(name),
     }
 }
 
