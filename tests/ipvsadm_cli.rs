@@ -203,7 +203,7 @@ fn the_example_passes_the_check() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/uvs.toml");
     let (code, said, errors) = uvs(&["check", example]);
     assert_eq!((code, errors.as_str()), (0, ""));
-    assert_eq!(said, format!("{example}: 3 services, 4 real servers, nothing wrong\n"));
+    assert_eq!(said, format!("{example}: 5 services, 6 real servers, nothing wrong\n"));
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn listings_as_json_have_every_key() {
     let plane = NoPlane { features: Features::ALL, schedulers: vec!["sh".into()], engines: vec![] };
     let bench = Bench::new("json", plane);
     for line in [
-        "ipvsadm -A -t 10.0.0.1:80 -s sh -b sh-port -p 60 -M 255.255.255.0",
+        "ipvsadm -A -t 10.0.0.1:80 -s sh -b sh-port -p 60 -M 255.255.255.0 --mss 1400 --refuse reset",
         "ipvsadm -a -t 10.0.0.1:80 -r 10.0.0.2:8080 -m -w 3 -x 20 -y 10",
         "ipvsadm -P -t 10.0.0.1:80 -z 10.0.0.9",
         "ipvsadm -A -f 7 -6 -s sh",
@@ -225,19 +225,25 @@ fn listings_as_json_have_every_key() {
             r#""active_connections":0,"inactive_connections":0,"persistent_connections":0,"counters":{zero},"rates":{zero},{address}"#
         )
     };
+    let terms = |mss: &str, refuse: &str| {
+        let toa = r#"{"kind":254,"kind_ipv6":254,"on_syn":true}"#;
+        format!(r#""client_address":null,"toa":{toa},"mss":{mss},"refuse":"{refuse}""#)
+    };
     let expected = format!(
         r#"{{"services":[
             {{"protocol":"tcp","address":"10.0.0.1","port":80,"fwmark":null,"family":"ipv4","scheduler":"sh",
-              "flags":["sh-port"],"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,
+              "flags":["sh-port"],"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":8080,"method":"masquerading","tunnel":null,
               "weight":3,"upper_threshold":20,"lower_threshold":10}}],
               "local_addresses":[{{"address":"10.0.0.9","leaving":false,"port_conflicts":0,"connections":0}}]}},
             {{"protocol":null,"address":null,"port":null,"fwmark":7,"family":"ipv6","scheduler":"sh",
-              "flags":[],"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,
+              "flags":[],"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":0,"method":"tunnel",
               "tunnel":{{"type":"gue","port":6080,"checksum":"full"}},"weight":1,"upper_threshold":0,
               "lower_threshold":0}}],"local_addresses":[]}}]}}"#,
+        terms("1400", "reset"),
         server(r#""address":"10.0.0.2""#),
+        terms("null", "icmp"),
         server(r#""address":"10.0.0.2""#)
     );
     let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();

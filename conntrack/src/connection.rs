@@ -314,6 +314,20 @@ impl Connection<'_> {
         self.entry.head().hop[direction.index()].store(hop, Relaxed);
     }
 
+    /// Clears flags that were set when it was made and that nothing counts by. Whether this call did; `false` when another had,
+    /// or the connection is over.
+    pub fn clear(&self, flags: u16) -> bool {
+        loop {
+            let meta = self.entry.meta();
+            if !meta.is_live() || meta.flags() & flags == 0 {
+                return false;
+            }
+            if self.entry.swap_meta(meta, meta.without(flags)) {
+                return true;
+            }
+        }
+    }
+
     /// How its sequence numbers are translated: one consistent reading.
     #[inline]
     #[must_use]

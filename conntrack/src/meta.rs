@@ -24,6 +24,15 @@ pub mod flags {
     /// The bits that hold the forwarding method: 0 NAT, 1 local, 2 tunnel, 3 direct routing, 4 bypass, and, as the patch that
     /// brought it has it, 5 full NAT.
     pub const FORWARD_MASK: u16 = 0x0007;
+    /// The real server has still to be told the client's address, and by what: two bits that IPVS does not use, set when the
+    /// connection is made and cleared once.
+    pub const TELL: u16 = 0x0018;
+    /// Of [`TELL`]: by a TCP option.
+    pub const TELL_OPTION: u16 = 0x0008;
+    /// Of [`TELL`]: by a header of the PROXY protocol, version 1.
+    pub const TELL_HEADER_V1: u16 = 0x0010;
+    /// Of [`TELL`]: by a header of the PROXY protocol, version 2.
+    pub const TELL_HEADER_V2: u16 = 0x0018;
     /// Made by the synchronisation protocol.
     pub const SYNC: u16 = 0x0020;
     /// Replies do not pass the director, as far as it has seen.

@@ -11,6 +11,7 @@ mod connections;
 mod daemons;
 mod services;
 mod status;
+mod terms;
 
 pub use activity::{
     Counters, LocalActivity, LocalEntry, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry,
@@ -25,6 +26,7 @@ pub use services::{
 pub use status::{
     DeviceStatus, DropCount, EventCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus,
 };
+pub use terms::{AddressOption, ClientAddress, MSS, RefuseWith, Terms};
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

@@ -6,6 +6,7 @@
 mod reader;
 mod render;
 mod services;
+mod terms;
 
 pub use reader::{Fault, Faults};
 pub use render::render;

@@ -100,7 +100,7 @@ pub struct Features {
 impl Features {
     /// What the data plane of this director honours.
     pub const HONOURED: Features =
-        Features { persistence: false, one_packet: false, marks: false, tunnels: true, sctp: false };
+        Features { persistence: false, one_packet: true, marks: false, tunnels: true, sctp: false };
     /// All that IPVS can do.
     pub const ALL: Features =
         Features { persistence: true, one_packet: true, marks: true, tunnels: true, sctp: true };
@@ -420,7 +420,11 @@ impl<A: Apply> Registry<A> {
                 return Err(Refusal::Unsupported(format!("this uvs does not support {what}")));
             }
         }
-        Ok(())
+        if spec.one_packet && !mark && !matches!(spec.id, ServiceId::Address { protocol: Protocol::Udp, .. })
+        {
+            return Err(Refusal::Unsupported("one-packet scheduling is for UDP services only".into()));
+        }
+        spec.terms.fault(&spec.id).map_or(Ok(()), |fault| Err(Refusal::Unsupported(fault)))
     }
 
     fn check_method(&self, server: &ServerSpec) -> Result<(), Refusal> {

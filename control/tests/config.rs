@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uvs_control::api::{
-    Method, Protocol, ServerSpec, ServiceId, ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, MSS, Method, Protocol, RefuseWith, ServerSpec, ServiceId, ServiceSpec,
+    Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 use uvs_control::config::{parse, render};
 use uvs_control::options::{
@@ -31,11 +32,16 @@ fn the_example_is_right_and_says_what_it_says() {
     assert_eq!(options.interfaces, Interfaces::Named(vec!["eth0".into(), "eth1".into()]));
     assert_eq!(options.workers, Workers::Cores(vec![0, 1]));
     assert!(options.assign_vips);
-    assert_eq!(options.services.len(), 3);
+    assert_eq!(options.services.len(), 5);
     let (service, servers) = &options.services[1];
     let id = ServiceId::Address { protocol: Protocol::Udp, address: "[2001:db8::53]:53".parse().unwrap() };
     assert_eq!(*service, ServiceSpec::new(id, "rr"));
     assert_eq!(*servers, [ServerSpec::new("[2001:db8:1::11]:53".parse().unwrap())]);
+    let (service, _) = &options.services[2];
+    let terms = service.terms;
+    assert_eq!((terms.client_address, terms.toa), (Some(ClientAddress::Toa), AddressOption::default()));
+    assert_eq!((terms.mss, terms.refuse), (Some(1400), RefuseWith::Reset));
+    assert!(options.services[3].0.one_packet);
 }
 
 #[test]
@@ -56,6 +62,29 @@ fn every_fault_is_told_with_its_place() {
         (
             "[director]\ninterfaces = \"eth0\"",
             &["2:14: found the text \"eth0\", expected a list of interface names, or [\"all\"]"],
+        ),
+        (
+            &format!("{service}client_address = \"tao\"\nmss = 87\n"),
+            &[
+                "3:18: found `tao`, expected `toa`, `proxy-v1`, `proxy-v2` or `none`: did you mean `toa`?",
+                "4:7: found the number 87, expected a whole number from 88 to 65495",
+            ],
+        ),
+        (
+            &format!("{service}toa_kind = 8\n"),
+            &["2:11: found TCP 192.0.2.1:80: TCP uses options of kind 8 for something else: use 254, or 200"],
+        ),
+        (
+            &format!("{service}protocol = \"udp\"\nmss = 1400\n"),
+            &["2:11: found UDP 192.0.2.1:80: only a TCP service has a maximum segment size"],
+        ),
+        (
+            &format!("{service}protocol = \"udp\"\nclient_address = \"proxy-v1\"\n"),
+            &["2:11: found UDP 192.0.2.1:80: version 1 of the PROXY protocol is for TCP only: use proxy-v2"],
+        ),
+        (
+            &format!("{service}one_packet = true\n"),
+            &["2:11: found TCP 192.0.2.1:80: one-packet scheduling is for UDP services only"],
         ),
         (
             "[director]\ninterfaces = [\"all\", \"eth0\"]",
@@ -258,12 +287,30 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
             let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
             let id = ServiceId::Address { protocol, address: SocketAddr::new(address, port) };
             let servers = prop::collection::btree_map(any::<u8>(), server(v6, port), 0..5);
-            (Just(ServiceSpec::new(id, scheduler)), servers).prop_map(|(service, servers)| {
+            let spec = (terms(), any::<bool>()).prop_map(move |(terms, one_packet)| {
+                let terms = if terms.fault(&id).is_some() { Terms::default() } else { terms };
+                ServiceSpec { terms, one_packet: one_packet && udp, ..ServiceSpec::new(id, scheduler) }
+            });
+            (spec, servers).prop_map(|(service, servers)| {
                 let mut servers: Vec<_> = servers.into_values().collect();
                 servers.sort_by_key(|server| server.address);
                 servers.dedup_by_key(|server| server.address);
                 (service, servers)
             })
+        },
+    )
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    let ways = vec![ClientAddress::None, ClientAddress::Toa, ClientAddress::ProxyV1, ClientAddress::ProxyV2];
+    let how = prop::option::of(prop::sample::select(ways));
+    let refuse = prop::sample::select(vec![RefuseWith::Icmp, RefuseWith::Reset]);
+    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse).prop_map(
+        |(client_address, kind, kind_ipv6, on_syn, mss, refuse)| Terms {
+            client_address,
+            toa: AddressOption { kind, kind_ipv6, on_syn },
+            mss,
+            refuse,
         },
     )
 }

@@ -156,14 +156,22 @@ events! {
     IcmpRelayed = "icmp_relayed",
     /// The path to a tunnelled real server turned out shorter than was known, in bytes of its longest packet.
     PathMtuLearnt = "path_mtu_learnt",
-    /// An ICMP error was not sent because too many were.
+    /// An ICMP error, or a reset, was not sent because too many were.
     IcmpLimited = "icmp_limited",
+    /// A client of a service without real server was sent a reset.
+    ResetSent = "reset_sent",
+    /// A SYN announced longer segments than its service allows, and was corrected.
+    SegmentSizeLowered = "segment_size_lowered",
     /// A frame came with an unfinished transport checksum, which was completed.
     ChecksumCompleted = "checksum_completed",
     /// A connection was replaced because its client opened a new one from the same port.
     ConnectionReused = "connection_reused",
     /// A local port in TIME_WAIT, or after a reset, was used again.
     LocalPortReused = "local_port_reused",
+    /// A packet told its real server the client's address.
+    ClientTold = "client_told",
+    /// A packet had no room for telling its real server the client's address, and went on without.
+    ClientNotTold = "client_not_told",
 }
 
 /// One worker's counters.

@@ -1,5 +1,6 @@
 //! What a forwarding method needs to know of a real server beyond its address: set by commands, read by few packets.
 
+use crate::packet::proxy::Version;
 use std::net::IpAddr;
 
 /// A real server's particulars. The default is a server that needs none.
@@ -9,6 +10,40 @@ pub struct Plan {
     pub tunnel: Option<Tunnel>,
     /// The address that packets of our own making to it come from.
     pub source: Option<IpAddr>,
+    /// How it learns its clients' addresses, where it does not see them.
+    pub tell: Tell,
+    /// The longest TCP segment that either side may announce to take, in bytes; 0: whatever it says.
+    pub segment_size: u16,
+}
+
+/// How a real server that sees a local address in place of a client's is told that (full NAT).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tell {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// By a TCP option; over UDP not at all.
+    Option(AddressOption),
+    /// By a header of the PROXY protocol before the client's first byte, or in its first datagram, which version 1 cannot.
+    Header(Version),
+}
+
+/// The TCP option that holds a client's port and address ("TOA", of the patch that brought full NAT to IPVS).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressOption {
+    /// Its kind for clients of IPv4.
+    pub kind: u8,
+    /// Its kind for clients of IPv6.
+    pub kind_ipv6: u8,
+    /// Whether the SYN has it, too, and not only what the client sends until the real server's first data are acknowledged.
+    pub on_syn: bool,
+}
+
+impl Default for AddressOption {
+    /// Kind 254 for both, which the length tells apart, as the modules of today's real servers have it.
+    fn default() -> Self {
+        AddressOption { kind: 254, kind_ipv6: 254, on_syn: true }
+    }
 }
 
 /// A tunnel to a real server (`ipvsadm -i`).

@@ -14,13 +14,14 @@ pub use local::{LocalAddress, LocalPool, Locals, Ports};
 
 use crate::counters::Traffic;
 use crate::forward::Method;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tell};
 use destinations::{Place, ServiceId};
 use foldhash::fast::FixedState;
 use rpds::HashTrieMapSync;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uvs_conntrack::{DestinationId, Identity, Tick};
 use uvs_schedulers::{Balancer, Request, Scheduler, Slot};
@@ -195,8 +196,31 @@ pub(crate) struct Chosen<'a> {
     pub(crate) id: DestinationId,
     pub(crate) address: SocketAddr,
     pub(crate) method: Method,
+    /// What its forwarding method needs to know of it.
+    pub(crate) plan: Plan,
     /// The local addresses of full NAT.
     pub(crate) locals: &'a LocalPool,
+}
+
+/// What holds for all real servers of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// How they learn their clients' addresses, where they do not see them.
+    pub tell: Tell,
+    /// The longest TCP segment that client or real server may announce to take, in bytes; 0: whatever they say.
+    pub segment_size: u16,
+    /// Whether TCP clients are answered by a reset when there is no real server for them, and not by an ICMP error.
+    pub resets: bool,
+    /// Whether each UDP datagram is scheduled for itself.
+    pub one_packet: bool,
+}
+
+impl Terms {
+    /// The particulars of one of them.
+    fn apply(self, plan: Plan) -> Plan {
+        let Terms { tell, segment_size, .. } = self;
+        Plan { tell, segment_size, ..plan }
+    }
 }
 
 /// One virtual service.
@@ -205,6 +229,8 @@ pub struct Service {
     key: ServiceKey,
     id: ServiceId,
     destinations: Arc<Destinations>,
+    resets: AtomicBool,
+    one_packet: AtomicBool,
     core: Mutex<Core>,
 }
 
@@ -216,6 +242,7 @@ struct Core {
     members: Vec<Option<Member>>,
     slots: HashMap<SocketAddr, Slot>,
     locals: Arc<LocalPool>,
+    terms: Terms,
     /// What real servers counted that are not members now.
     departed: Traffic,
     /// What the service's counters start from.
@@ -250,11 +277,13 @@ impl Service {
             members: Vec::new(),
             slots: HashMap::new(),
             locals: Arc::default(),
+            terms: Terms::default(),
             departed: Traffic::default(),
             base: Traffic::default(),
         };
         let id = destinations.enter_service(key).ok_or(ServiceError::TooManyServices)?;
-        Ok(Arc::new(Service { key, id, destinations, core: Mutex::new(core) }))
+        let (resets, one_packet) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Arc::new(Service { key, id, destinations, resets, one_packet, core: Mutex::new(core) }))
     }
 
     /// The service's name.
@@ -283,7 +312,7 @@ impl Service {
         if core.members.len() <= index {
             core.members.resize(index + 1, None);
         }
-        let (address, method, plan) = (config.address, config.method, config.plan);
+        let (address, method, plan) = (config.address, config.method, core.terms.apply(config.plan));
         core.members[index] = Some(Member { place, slot, address, method, plan, joined });
         core.slots.insert(config.address, slot);
         // Before the first packet can ask for it.
@@ -303,10 +332,11 @@ impl Service {
         self.settle(&mut core);
         let slot = core.slot(config.address)?;
         core.balancer.edit(slot, config.weight, config.upper_threshold, config.lower_threshold);
+        let plan = core.terms.apply(config.plan);
         if let Some(member) = core.members.get_mut(slot.index()).and_then(Option::as_mut) {
             member.method = config.method;
-            member.plan = config.plan;
-            self.destinations.set_plan(member.place.id, config.plan);
+            member.plan = plan;
+            self.destinations.set_plan(member.place.id, plan);
         }
         Ok(())
     }
@@ -373,6 +403,28 @@ impl Service {
     /// Sets the scheduler flags (`ipvsadm -b`).
     pub fn set_flags(&self, flags: u32) {
         self.core().balancer.set_flags(flags);
+    }
+
+    /// Sets what holds for all real servers, those to come too.
+    pub fn set_terms(&self, terms: Terms) {
+        self.resets.store(terms.resets, Relaxed);
+        self.one_packet.store(terms.one_packet, Relaxed);
+        let mut core = self.core();
+        core.terms = terms;
+        for member in core.members.iter_mut().flatten() {
+            member.plan = terms.apply(member.plan);
+            self.destinations.set_plan(member.place.id, member.plan);
+        }
+    }
+
+    /// [`Terms::resets`].
+    pub(crate) fn resets(&self) -> bool {
+        self.resets.load(Relaxed)
+    }
+
+    /// [`Terms::one_packet`].
+    pub(crate) fn is_one_packet(&self) -> bool {
+        self.one_packet.load(Relaxed)
     }
 
     /// Sets the local addresses that new connections by full NAT use.
@@ -463,8 +515,8 @@ impl Service {
         let slot = core.balancer.choose(request).ok_or(NoDestination)?;
         let member = core.members.get(slot.index()).and_then(Option::as_ref).ok_or(NoDestination)?;
         let id = member.place.id;
-        let (address, method, locals) = (member.address, member.method, &*core.locals);
-        if let Some(active) = bind(&Chosen { id, address, method, locals }) {
+        let Member { address, method, plan, .. } = *member;
+        if let Some(active) = bind(&Chosen { id, address, method, plan, locals: &core.locals }) {
             self.destinations.began(id, active);
             let Connections { active, inactive } = self.destinations.connections(id);
             core.balancer.settle(slot, active, inactive);

@@ -95,6 +95,10 @@ reasons! {
     NoLocalAddress = "no_local_address",
     /// No local address of the service has a free port towards the real server.
     PortsExhausted = "ports_exhausted",
+    /// A packet has no room for the PROXY header that has to go before it.
+    NoRoom = "no_room",
+    /// A client began its connection anew before its real server had the PROXY header. The next try begins another one.
+    BeganAgain = "began_again",
     /// No route leads to the next hop.
     NoRoute = "no_route",
     /// The route leads out of a device this director does not hold.

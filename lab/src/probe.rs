@@ -99,6 +99,38 @@ fn parse(packet: &[u8]) -> Option<Segment> {
     })
 }
 
+/// Sees the TCP segments of one IP version that arrive at a host.
+#[derive(Debug)]
+pub struct Watch {
+    socket: UdpSocket,
+    v4: bool,
+}
+
+impl Watch {
+    /// Begins to look in `namespace`, at the IP version that `like` has.
+    pub fn open(namespace: &Namespace, like: IpAddr) -> Result<Self> {
+        let v4 = like.is_ipv4();
+        let family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let opened =
+            namespace.run(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp))?;
+        let socket = UdpSocket::from(opened.map_err(Error::when("open a raw socket"))?);
+        socket.set_nonblocking(true).map_err(Error::when("not wait for segments"))?;
+        Ok(Watch { socket, v4 })
+    }
+
+    /// Every segment that arrived since it was last asked, from its TCP header on.
+    pub fn segments(&self) -> Vec<Vec<u8>> {
+        let mut packet = vec![0; 65_536];
+        let arrived = std::iter::from_fn(|| {
+            let length = self.socket.recv(&mut packet).ok()?;
+            // A raw IPv4 socket receives with the IP header.
+            let header = if self.v4 { usize::from(packet[0] & 0x0f) * 4 } else { 0 };
+            Some(packet[header.min(length)..length].to_vec())
+        });
+        arrived.filter(|segment| segment.len() >= 20).collect()
+    }
+}
+
 /// A TCP segment without payload, its checksum right.
 pub fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> [u8; 20] {
     let mut tcp = [0; 20];

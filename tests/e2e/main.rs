@@ -17,8 +17,10 @@ mod icmp;
 mod kernel;
 mod matrix;
 mod methods;
+mod proxy;
 mod raw;
 mod real_server;
+mod tell;
 mod traffic;
 
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("fullnat", fullnat::TESTS),
         ("real_server", real_server::TESTS),
+        ("tell", tell::TESTS),
+        ("proxy", proxy::TESTS),
         ("endings", endings::TESTS),
         ("families", families::TESTS),
         ("demo", demo::TESTS),

@@ -5,8 +5,8 @@ use super::{Deed, save, sort};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use uvs_control::api::{
-    Family, Method, Netmask, Protocol, Request, Response, SchedulerFlags, ServerSpec, ServiceId, ServiceSpec,
-    Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, Family, MSS, Method, Netmask, Protocol, RefuseWith, Request, Response,
+    SchedulerFlags, ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 use uvs_control::registry::{Features, NoPlane, Registry};
 
@@ -61,8 +61,9 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
     let scheduler = prop::sample::select(vec!["rr", "wlc", "sh", "mh"]);
     let engine = prop::option::of(Just("sip".to_owned()));
     let persistent = prop::option::of(1..=2_678_400_u32);
-    (id(), scheduler, 0..8_u8, persistent, engine, any::<(bool, u32)>(), 1..=128_u8).prop_map(
-        |(id, scheduler, flags, persistent, engine, (one_packet, mask), bits)| {
+    let rest = (any::<(bool, u32)>(), 1..=128_u8, any_terms());
+    (id(), scheduler, 0..8_u8, persistent, engine, rest).prop_map(
+        |(id, scheduler, flags, persistent, engine, ((one_packet, mask), bits, extras))| {
             let udp = !matches!(id, ServiceId::Address { protocol: Protocol::Tcp | Protocol::Sctp, .. });
             let any_port = matches!(id, ServiceId::Address { .. }) && id.port() == 0;
             // sh and mh have no name for the third flag, so ipvsadm does not save it.
@@ -79,7 +80,27 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
                 engine,
                 one_packet: one_packet && udp,
                 local_ports: None,
+                terms: terms(extras, &id),
             }
+        },
+    )
+}
+
+/// Of what a table may hold, what makes sense for this service.
+fn terms(all: Terms, id: &ServiceId) -> Terms {
+    if all.fault(id).is_some() { Terms { toa: all.toa, ..Terms::default() } } else { all }
+}
+
+fn any_terms() -> impl Strategy<Value = Terms> {
+    let ways = vec![ClientAddress::None, ClientAddress::Toa, ClientAddress::ProxyV1, ClientAddress::ProxyV2];
+    let how = prop::option::of(prop::sample::select(ways));
+    let refuse = prop::sample::select(vec![RefuseWith::Icmp, RefuseWith::Reset]);
+    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse).prop_map(
+        |(client_address, kind, kind_ipv6, on_syn, mss, refuse)| Terms {
+            client_address,
+            toa: AddressOption { kind, kind_ipv6, on_syn },
+            mss,
+            refuse,
         },
     )
 }

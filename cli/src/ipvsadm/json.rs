@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 use uvs_control::api::{
-    ConnectionEntry, Counters, Daemon, Family, LocalEntry, Method, Netmask, Protocol, Rates, ServerEntry,
-    ServiceEntry, ServiceId, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, ConnectionEntry, Counters, Daemon, Family, LocalEntry, Method, Netmask,
+    Protocol, Rates, RefuseWith, ServerEntry, ServiceEntry, ServiceId, Timeouts, Tunnel, TunnelChecksum,
+    TunnelKind,
 };
 
 #[derive(Serialize)]
@@ -24,6 +25,10 @@ struct Service<'a> {
     netmask: String,
     persistence_engine: Option<&'a str>,
     one_packet: bool,
+    client_address: Option<ClientAddress>,
+    toa: AddressOption,
+    mss: Option<u16>,
+    refuse: RefuseWith,
     counters: Numbers,
     rates: Numbers,
     servers: Vec<Server>,
@@ -139,6 +144,10 @@ fn service(entry: &ServiceEntry) -> Service<'_> {
         },
         persistence_engine: spec.engine.as_deref(),
         one_packet: spec.one_packet,
+        client_address: spec.terms.client_address,
+        toa: spec.terms.toa,
+        mss: spec.terms.mss,
+        refuse: spec.terms.refuse,
         counters: entry.activity.counters.into(),
         rates: entry.activity.rates.into(),
         servers: entry.servers.iter().map(server).collect(),

@@ -56,7 +56,20 @@ impl Verb {
         match self {
             Verb::AddService | Verb::EditService => Rules {
                 required: &[ServiceAddress],
-                optional: &[Scheduler, Persistent, Netmask, Ops, Pe, SchedFlags],
+                optional: &[
+                    Scheduler,
+                    Persistent,
+                    Netmask,
+                    Ops,
+                    Pe,
+                    SchedFlags,
+                    ClientAddress,
+                    ToaKind,
+                    ToaKindIpv6,
+                    ToaNotOnSyn,
+                    Mss,
+                    Refuse,
+                ],
                 ..Rules::NONE
             },
             Verb::DeleteService => Rules { required: &[ServiceAddress], ..Rules::NONE },
@@ -157,10 +170,16 @@ pub(super) enum Opt {
     TunRemcsum,
     Json,
     LocalAddress,
+    ClientAddress,
+    ToaKind,
+    ToaKindIpv6,
+    ToaNotOnSyn,
+    Mss,
+    Refuse,
 }
 
 /// Every option with the name that messages give it, in checking order.
-const OPTIONS: [(Opt, &str); 36] = [
+const OPTIONS: [(Opt, &str); 42] = [
     (Opt::Numeric, "numeric"),
     (Opt::Connection, "connection"),
     (Opt::ServiceAddress, "service-address"),
@@ -197,6 +216,12 @@ const OPTIONS: [(Opt, &str); 36] = [
     (Opt::TunRemcsum, "tun-remcsum"),
     (Opt::Json, "json"),
     (Opt::LocalAddress, "local-address"),
+    (Opt::ClientAddress, "client-address"),
+    (Opt::ToaKind, "toa-kind"),
+    (Opt::ToaKindIpv6, "toa-kind-ipv6"),
+    (Opt::ToaNotOnSyn, "toa-not-on-syn"),
+    (Opt::Mss, "mss"),
+    (Opt::Refuse, "refuse"),
 ];
 
 /// The options given so far.
@@ -289,7 +314,7 @@ pub(super) enum Value {
 pub(super) type SwitchRow = (Option<char>, &'static str, Value, Switch);
 
 /// Every switch.
-pub(super) const SWITCHES: [SwitchRow; 64] = {
+pub(super) const SWITCHES: [SwitchRow; 70] = {
     use self::Verb as V;
     use Switch::*;
     use Value::{Needed, None as Bare, Optional};
@@ -358,6 +383,12 @@ pub(super) const SWITCHES: [SwitchRow; 64] = {
         (None, "mcast-ttl", Needed, Plain(Opt::McastTtl)),
         (None, "sync-maxlen", Needed, Plain(Opt::SyncMaxlen)),
         (None, "json", Bare, Plain(Opt::Json)),
+        (None, "client-address", Needed, Plain(Opt::ClientAddress)),
+        (None, "toa-kind", Needed, Plain(Opt::ToaKind)),
+        (None, "toa-kind-ipv6", Needed, Plain(Opt::ToaKindIpv6)),
+        (None, "toa-not-on-syn", Bare, Plain(Opt::ToaNotOnSyn)),
+        (None, "mss", Needed, Plain(Opt::Mss)),
+        (None, "refuse", Needed, Plain(Opt::Refuse)),
     ]
 };
 

@@ -5,8 +5,8 @@ use super::options::{Given, Opt, Switch, Verb};
 use super::words::{Found, Reader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use uvs_control::api::{
-    Daemon, DaemonState, Family, Method, Netmask, Protocol, SchedulerFlags, ServerSpec, ServiceId,
-    ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    ClientAddress, Daemon, DaemonState, Family, Method, Netmask, Protocol, RefuseWith, SchedulerFlags,
+    ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 use uvs_control::registry::LONGEST_TIMEOUT;
 
@@ -199,6 +199,7 @@ struct Draft {
     persistent: Option<u32>,
     one_packet: bool,
     engine: Option<String>,
+    terms: Terms,
     server: Option<SocketAddr>,
     local: Option<IpAddr>,
     method: Method,
@@ -225,6 +226,7 @@ impl Default for Draft {
             persistent: None,
             one_packet: false,
             engine: None,
+            terms: Terms::default(),
             server: None,
             local: None,
             method: Method::Direct,
@@ -307,6 +309,26 @@ impl Draft {
                     "gue" => TunnelKind::Gue,
                     "gre" => TunnelKind::Gre,
                     _ => return complaint("illegal tunnel type specified"),
+                }
+            }
+            Opt::ClientAddress => {
+                self.terms.client_address = Some(match value {
+                    "none" => ClientAddress::None,
+                    "toa" => ClientAddress::Toa,
+                    "proxy-v1" => ClientAddress::ProxyV1,
+                    "proxy-v2" => ClientAddress::ProxyV2,
+                    _ => return complaint("illegal client address specified"),
+                });
+            }
+            Opt::ToaKind => self.terms.toa.kind = byte(bounded(value, 0, 255, "toa-kind")?),
+            Opt::ToaKindIpv6 => self.terms.toa.kind_ipv6 = byte(bounded(value, 0, 255, "toa-kind-ipv6")?),
+            Opt::ToaNotOnSyn => self.terms.toa.on_syn = false,
+            Opt::Mss => self.terms.mss = Some(short(value, 1, "mss")?),
+            Opt::Refuse => {
+                self.terms.refuse = match value {
+                    "icmp" => RefuseWith::Icmp,
+                    "reset" => RefuseWith::Reset,
+                    _ => return complaint("illegal refusal specified"),
                 }
             }
             Opt::TunPort => self.tunnel.port = short(value, 1, "tunnel port")?,
@@ -434,6 +456,7 @@ impl Draft {
             engine: self.engine,
             one_packet: self.one_packet,
             local_ports: None,
+            terms: self.terms,
         })
     }
 

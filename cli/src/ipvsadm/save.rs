@@ -4,7 +4,8 @@ use super::listing::{flag_names, granularity, port_names};
 use super::names::Names;
 use std::fmt::Write;
 use uvs_control::api::{
-    Family, Method, Protocol, ServerEntry, ServiceEntry, ServiceId, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, Family, Method, Protocol, RefuseWith, ServerEntry, ServiceEntry, ServiceId,
+    Terms, TunnelChecksum, TunnelKind,
 };
 
 /// The commands, one a line, without a program's name.
@@ -59,7 +60,38 @@ fn service_line(text: &mut String, entry: &ServiceEntry, service: &str) {
     if let Some(flags) = flag_names(spec) {
         let _ = write!(text, " -b {flags}");
     }
+    save_terms(text, &spec.terms);
     text.push('\n');
+}
+
+/// What is uvs's own, where it is not as it would be anyway.
+fn save_terms(text: &mut String, terms: &Terms) {
+    if let Some(how) = terms.client_address {
+        let word = match how {
+            ClientAddress::None => "none",
+            ClientAddress::Toa => "toa",
+            ClientAddress::ProxyV1 => "proxy-v1",
+            ClientAddress::ProxyV2 => "proxy-v2",
+        };
+        let _ = write!(text, " --client-address {word}");
+    }
+    let usual = AddressOption::default();
+    for (name, kind, usual) in
+        [("toa-kind", terms.toa.kind, usual.kind), ("toa-kind-ipv6", terms.toa.kind_ipv6, usual.kind_ipv6)]
+    {
+        if kind != usual {
+            let _ = write!(text, " --{name} {kind}");
+        }
+    }
+    if !terms.toa.on_syn {
+        text.push_str(" --toa-not-on-syn");
+    }
+    if let Some(mss) = terms.mss {
+        let _ = write!(text, " --mss {mss}");
+    }
+    if terms.refuse == RefuseWith::Reset {
+        text.push_str(" --refuse reset");
+    }
 }
 
 fn server_line(

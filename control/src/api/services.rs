@@ -1,6 +1,6 @@
 //! Virtual services and real servers as they should be.
 
-use super::is_default;
+use super::{Terms, is_default};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::{fmt, ops};
@@ -178,6 +178,9 @@ pub struct ServiceSpec {
     /// The first and the last port that full NAT uses at the service's local addresses; 5000 to 65535 when it is not said.
     #[serde(default, skip_serializing_if = "is_default")]
     pub local_ports: Option<(u16, u16)>,
+    /// What else uvs does for it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub terms: Terms,
 }
 
 impl ServiceSpec {
@@ -192,6 +195,7 @@ impl ServiceSpec {
             engine: None,
             one_packet: false,
             local_ports: None,
+            terms: Terms::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Options as the text of a configuration file.
 
+use super::terms;
 use crate::api::{Method, ServerSpec, ServiceId, ServiceSpec, Tunnel, TunnelChecksum, TunnelKind};
 use crate::options::{Interfaces, Io, OnCrash, RunOptions, SocketPlace, Workers, XdpMode};
 use std::fmt::Write;
@@ -93,6 +94,10 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
     if let Some((first, last)) = service.local_ports {
         let _ = writeln!(text, "local_ports = \"{first}-{last}\"");
     }
+    if service.one_packet {
+        text.push_str("one_packet = true\n");
+    }
+    terms::render(text, &service.terms);
     for server in servers {
         let method = match server.method {
             Method::Masquerading => "nat",

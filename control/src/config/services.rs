@@ -1,6 +1,7 @@
 //! The services of a configuration file.
 
 use super::reader::{Found, Reader, Section, alternatives, did_you_mean};
+use super::terms;
 use crate::api::{
     Family, Method, Protocol, Refusal, Request, Response, ServerSpec, ServiceId, ServiceSpec, Timeouts,
     Tunnel, TunnelChecksum, TunnelKind,
@@ -52,13 +53,16 @@ impl Services<'_, '_> {
         let protocol = section.one_of("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         let scheduler = self.scheduler(&section);
         let local_ports = self.local_ports(&section);
+        let one_packet = section.boolean("one_packet").is_some_and(|found| found.value);
+        let terms = terms::read(&section);
         let locals = section.texts("local_addresses", LOCAL_ADDRESSES);
         let servers = section.tables("server", "service.server");
         section.finish();
         let spec = address.and_then(|address| match address.value.parse::<SocketAddr>() {
             Ok(parsed) if parsed.port() != 0 => {
                 let id = ServiceId::Address { protocol: protocol.unwrap_or(Protocol::Tcp), address: parsed };
-                let spec = ServiceSpec { local_ports, ..ServiceSpec::new(id, &scheduler) };
+                let plain = ServiceSpec::new(id, &scheduler);
+                let spec = ServiceSpec { local_ports, one_packet, terms, ..plain };
                 Some((spec, address.at))
             }
             _ => {

@@ -5,6 +5,7 @@ use super::kernel::{Kernel, source_towards};
 use super::locals::Locals;
 use super::rates::Averages;
 use super::report::Report;
+use super::services;
 use crate::api::{
     self, LocalActivity, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId,
     ServiceSpec, Timeouts,
@@ -256,6 +257,7 @@ impl Apply for Plane {
         let service =
             Service::new(key, &spec.scheduler, scheduler, self.destinations.clone()).map_err(refusal)?;
         service.set_flags(u32::from(spec.flags.0) << 3);
+        service.set_terms(services::terms(spec));
         let mut added = Ok(());
         self.generation = self.config.publish(|snapshot| match snapshot.services.with(service) {
             Ok(services) => snapshot.services = services,
@@ -276,6 +278,7 @@ impl Apply for Plane {
         let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         service.set_scheduler(&spec.scheduler, scheduler);
         service.set_flags(u32::from(spec.flags.0) << 3);
+        service.set_terms(services::terms(spec));
         self.locals.set_ports(service.key(), spec.local_ports);
         service.set_locals(self.locals.pool(service.key()));
         Ok(())
@@ -488,7 +491,7 @@ pub(super) fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refu
         weight: server.weight,
         upper_threshold: server.upper_threshold,
         lower_threshold: server.lower_threshold,
-        plan: Plan { tunnel, source },
+        plan: Plan { tunnel, source, ..Plan::default() },
     })
 }
 

@@ -2,14 +2,37 @@
 //! NAT would have to leave alone.
 
 use super::plane::{destination, key, refusal};
-use crate::api::{Method, Refusal};
+use crate::api::{ClientAddress, Method, Refusal, RefuseWith, ServiceSpec};
 use crate::options::RunOptions;
 use std::sync::Arc;
 use uvs_engine::Snapshot;
-use uvs_engine::service::{Destinations, LocalPool, Ports, Service};
+use uvs_engine::packet::proxy::Version;
+use uvs_engine::plan::{AddressOption, Tell};
+use uvs_engine::service::{Destinations, LocalPool, Ports, Service, Terms};
 
 const NO_TUNNELS: &str = "a replay has no address of the director's for the packets around those to real servers behind a tunnel: \
                           leave these out of the configuration that is replayed";
+
+/// What holds for all real servers of a service.
+pub(super) fn terms(spec: &ServiceSpec) -> Terms {
+    let terms = spec.terms;
+    let option = terms.toa;
+    Terms {
+        tell: match terms.client_address.unwrap_or(ClientAddress::Toa) {
+            ClientAddress::None => Tell::Nothing,
+            ClientAddress::ProxyV1 => Tell::Header(Version::One),
+            ClientAddress::ProxyV2 => Tell::Header(Version::Two),
+            ClientAddress::Toa => Tell::Option(AddressOption {
+                kind: option.kind,
+                kind_ipv6: option.kind_ipv6,
+                on_syn: option.on_syn,
+            }),
+        },
+        segment_size: terms.mss.unwrap_or(0),
+        resets: terms.refuse == RefuseWith::Reset,
+        one_packet: spec.one_packet,
+    }
+}
 
 /// Adds the services of `options`, which have passed the registry, with their real servers.
 ///
@@ -26,6 +49,7 @@ pub(crate) fn offer(
         let scheduler = schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         let service = Service::new(key, &spec.scheduler, scheduler, destinations.clone()).map_err(refusal)?;
         service.set_flags(u32::from(spec.flags.0) << 3);
+        service.set_terms(terms(spec));
         let ports = spec.local_ports.map_or_else(Ports::default, |(first, last)| Ports::new([first..=last]));
         let locals = options.locals.iter().filter(|(id, _)| *id == spec.id);
         let locals = locals.map(|(_, address)| (destinations.locals().enter(*address), ports.clone()));

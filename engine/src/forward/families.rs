@@ -19,6 +19,8 @@ use uvs_conntrack::Flow;
 
 /// Bytes that an IPv4 header grows by.
 const GROWTH: u32 = 20;
+/// The same.
+pub(crate) const MOST_GROWTH: usize = GROWTH as usize;
 /// IPv4 packets up to this long may be fragmented on their way (RFC 7915 §5.1): senders of IPv6 need not believe in paths that
 /// are shorter than 1280 bytes.
 const FRAGMENTABLE: usize = 1260;

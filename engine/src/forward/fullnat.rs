@@ -7,6 +7,7 @@
 //! end of the old ones (RFC 6191, without timestamps).
 
 use super::icmp::Report;
+use super::tell::{self, Telling};
 use super::{families, nat};
 use crate::batch::Packet;
 use crate::packet::checksum::Delta;
@@ -18,7 +19,7 @@ use crate::verdict::Reason;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp::State};
-use uvs_conntrack::{ConnId, Connection, Direction, Flow, Found, Hit, Sequence, SharedHandle, Tick};
+use uvs_conntrack::{ConnId, Connection, Direction, Flow, Found, Hit, Sequence, SharedHandle, Tick, flags};
 
 /// Ports of one local address that are tried for a new connection.
 const TRIES: u32 = 4096;
@@ -42,6 +43,8 @@ pub(crate) struct Wanted {
     pub(crate) protocol: u8,
     /// The client's initial sequence number; of UDP any.
     pub(crate) initial: u32,
+    /// What its delta is to be a multiple of: a power of two.
+    pub(crate) step: u32,
     /// The time.
     pub(crate) now: Tick,
 }
@@ -78,14 +81,14 @@ pub(crate) fn allocate<'p>(
         };
         let mut after = None;
         if let Some(id) = over {
-            let end = handle.connection(id).map(|connection| connection.sequence().mark);
-            after = end.filter(|end| *end != 0);
+            after = handle.connection(id).and_then(|connection| end_of(&connection));
             if let Some(connection) = handle.remove(id) {
                 ended(&connection);
             }
         }
         let initial = initial_sequence(handle.hash(&real.reversed()), wanted.now, after);
-        let sequence = Sequence { delta: initial.wrapping_sub(wanted.initial), mark: 0 };
+        let delta = initial.wrapping_sub(wanted.initial).wrapping_add(wanted.step - 1) & !(wanted.step - 1);
+        let sequence = Sequence { delta, mark: 0 };
         return Ok(Claim { real, sequence, local });
     }
     Err(reason)
@@ -130,11 +133,17 @@ fn rest(handle: &SharedHandle, hit: Hit, now: Tick) -> Option<i32> {
     let meta = connection.meta();
     let is_over = meta.protocol() == protocol::TCP
         && match meta.state() {
-            TIME_WAIT => connection.sequence().mark != 0,
+            TIME_WAIT => end_of(&connection).is_some(),
             CLOSE => true,
             _ => false,
         };
     is_over.then(|| now.since(connection.seen()))
+}
+
+/// Where the client's sequence numbers end for the real server, if that is known.
+fn end_of(connection: &Connection<'_>) -> Option<u32> {
+    let told = !connection.meta().has(flags::TELL_HEADER_V1);
+    Some(connection.sequence().mark).filter(|mark| told && *mark != 0)
 }
 
 /// The sequence number that a connection begins with for its real server: nobody guesses it, it grows with time (RFC 6528), and
@@ -156,29 +165,53 @@ fn is_after(a: u32, b: u32) -> bool {
 
 /// Makes a packet the other side's. Returns whether its checksum was unfinished and is complete now.
 #[inline]
-pub(crate) fn translate(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Result<bool, Refused> {
+pub(crate) fn translate(
+    packet: &mut Packet<'_>,
+    passage: &Passage<'_>,
+    telling: &Telling<'_>,
+) -> Result<bool, Refused> {
     let Found { connection, meta, direction } = *passage.found;
     let parsed = passage.parsed;
     let completed = match &parsed.flow {
         Flow::V4(from) => match connection.flow4(meta, direction.reversed()) {
             Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
-            None => return translate_family(packet, passage),
+            None => return translate_family(packet, passage, telling),
         },
         Flow::V6(from) => match connection.flow(direction.reversed()) {
             Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
-            Flow::V4(_) => return translate_family(packet, passage),
+            Flow::V4(_) => return translate_family(packet, passage, telling),
         },
     };
+    finish(packet, parsed, passage, telling)?;
+    Ok(completed)
+}
+
+/// What there is to do behind the addresses; the headers lie where `parsed` says.
+#[inline]
+fn finish(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    passage: &Passage<'_>,
+    telling: &Telling<'_>,
+) -> Result<(), Reason> {
+    let Found { connection, meta, direction } = *passage.found;
+    if meta.flags() & flags::TELL != 0 {
+        return tell::tell(packet, parsed, passage, telling);
+    }
     if meta.protocol() == protocol::TCP && parsed.kind != Kind::Later {
         renumber(packet, parsed, &connection, direction)?;
     }
-    Ok(completed)
+    Ok(())
 }
 
 /// As [`translate`], where client and real server speak different IP versions.
 #[cold]
-fn translate_family(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Result<bool, Refused> {
-    let Found { connection, meta, direction } = *passage.found;
+fn translate_family(
+    packet: &mut Packet<'_>,
+    passage: &Passage<'_>,
+    telling: &Telling<'_>,
+) -> Result<bool, Refused> {
+    let Found { connection, direction, .. } = *passage.found;
     let (parsed, to) = (passage.parsed, connection.flow(direction.reversed()).reversed());
     let limit = families::limit(&parsed.flow, &to, passage.egress.mtu);
     if parsed.packet_len() > limit as usize {
@@ -186,32 +219,47 @@ fn translate_family(packet: &mut Packet<'_>, passage: &Passage<'_>) -> Result<bo
         return Err(Refused { reason: Reason::TooBig, report: told.then_some(Report::TooBig(limit)) });
     }
     let (moved, completed) = families::translate(packet, parsed, &to)?;
-    if meta.protocol() == protocol::TCP {
-        renumber(packet, &moved, &connection, direction)?;
-    }
+    finish(packet, &moved, passage, telling)?;
     Ok(completed)
 }
 
-/// Translates sequence numbers: of a client's packets to what the real server knows, of the server's acknowledgements back.
+/// Translates sequence numbers by the connection's delta: of a client's packets to what the real server knows, of the server's
+/// acknowledgements back.
 #[inline]
-fn renumber(
+pub(super) fn renumber(
     packet: &mut Packet<'_>,
     parsed: &Parsed,
     connection: &Connection<'_>,
     direction: Direction,
 ) -> Result<(), Reason> {
-    let (flags, delta) = (parsed.tcp_flags, connection.sequence().delta);
+    const ENDS: u8 = flag::FIN | flag::SYN | flag::RST;
+    let delta = connection.sequence().delta;
+    if direction == Direction::In && parsed.tcp_flags & ENDS == flag::FIN {
+        note_end(packet, parsed, connection)?;
+    }
+    shift(packet, parsed, direction, delta, |number| number.wrapping_sub(delta))
+}
+
+/// Adds `delta` to the sequence number of a client's packet, or makes a real server's acknowledgements what `map` makes of
+/// them.
+#[inline]
+pub(super) fn shift(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    direction: Direction,
+    delta: u32,
+    map: impl Fn(u32) -> u32,
+) -> Result<(), Reason> {
+    let tcp_flags = parsed.tcp_flags;
     let (frame, at) = (packet.frame_mut(), parsed.transport());
     let mut tcp = Tcp::parse_mut(frame, at)?;
     let header_len = tcp.header_len();
     let (changed, mut options) = match direction {
-        Direction::In => {
-            if flags & flag::FIN != 0 && flags & (flag::SYN | flag::RST) == 0 {
-                note_end(connection, tcp.sequence(), parsed.transport_len().saturating_sub(header_len));
-            }
-            (tcp.add_to_sequence(delta), flags & flag::SYN != 0)
+        Direction::In => (tcp.add_to_sequence(delta), tcp_flags & flag::SYN != 0),
+        Direction::Out if tcp_flags & flag::ACK != 0 => {
+            let number = tcp.acknowledgement();
+            (tcp.add_to_acknowledgement(map(number).wrapping_sub(number)), true)
         }
-        Direction::Out if flags & flag::ACK != 0 => (tcp.add_to_acknowledgement(delta.wrapping_neg()), true),
         Direction::Out => (Delta::default(), false),
     };
     options &= header_len > tcp::HEADER_LEN;
@@ -220,16 +268,18 @@ fn renumber(
         let options = frame.get_mut(at + tcp::HEADER_LEN..at + header_len).ok_or(Reason::Truncated)?;
         changed = changed.plus(match direction {
             Direction::In => tcp_options::blank(options, TIMESTAMPS),
-            Direction::Out => tcp_options::shift_sack(options, delta.wrapping_neg()),
+            Direction::Out => tcp_options::map_sack(options, map),
         });
     }
     Tcp::parse_mut(frame, at)?.adjust(changed);
     Ok(())
 }
 
-/// The client sends nothing behind this: remembers where its sequence numbers end for the real server.
+/// The client sends nothing behind this segment: remembers where its sequence numbers end for the real server.
 #[cold]
-fn note_end(connection: &Connection<'_>, sequence: u32, payload: usize) {
+fn note_end(packet: &Packet<'_>, parsed: &Parsed, connection: &Connection<'_>) -> Result<(), Reason> {
+    let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len())?;
+    let (sequence, payload) = (tcp.sequence(), parsed.transport_len() - tcp.header_len());
     #[expect(clippy::cast_possible_truncation, reason = "a segment is shorter than 64 KiB")]
     let length = payload as u32 + 1;
     loop {
@@ -237,7 +287,7 @@ fn note_end(connection: &Connection<'_>, sequence: u32, payload: usize) {
         let end = sequence.wrapping_add(old.delta).wrapping_add(length).max(1);
         let new = Sequence { mark: end, ..old };
         if new == old || connection.swap_sequence(old, new) {
-            return;
+            return Ok(());
         }
     }
 }

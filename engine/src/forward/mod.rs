@@ -7,6 +7,8 @@ pub(crate) mod icmp;
 pub(crate) mod nat;
 pub(crate) mod partial;
 pub(crate) mod quoted;
+pub(crate) mod reset;
+pub(crate) mod tell;
 pub(crate) mod tunnel;
 
 use crate::batch::{Packet, PortId};

@@ -50,7 +50,7 @@ impl Sum {
         for part in parts {
             let sum = Sum::of(part);
             // A part that starts in the middle of a word has its bytes in each other's place: swap its sum (RFC 1071 §2B).
-            total = total.plus(if odd { Sum(u64::from(sum.fold().swap_bytes())) } else { sum });
+            total = total.plus(if odd { sum.swapped() } else { sum });
             odd ^= part.len() % 2 == 1;
         }
         total
@@ -94,6 +94,18 @@ impl Sum {
     #[must_use]
     pub fn plus(self, other: Sum) -> Sum {
         Sum(self.0 + other.0)
+    }
+
+    /// What is left when the other sum is taken away.
+    #[must_use]
+    pub fn without(self, other: Sum) -> Sum {
+        self.plus_word(!other.fold())
+    }
+
+    /// The sum of the same bytes beginning in the middle of a word.
+    #[must_use]
+    pub fn swapped(self) -> Sum {
+        Sum(u64::from(self.fold().swap_bytes()))
     }
 
     /// With a 16-bit word, as it lies in memory, added.

@@ -103,6 +103,14 @@ impl<B: Deref<Target = [u8; HEADER_LEN]>> Icmp<B> {
 }
 
 impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Icmp<B> {
+    /// Sets the four bytes behind the checksum, which follows.
+    pub fn set_word(&mut self, word: u32) {
+        let delta = Delta::default().word32(self.word().to_be(), word.to_be());
+        let checksum = delta.apply(self.checksum());
+        self.0[4..].copy_from_slice(&word.to_be_bytes());
+        self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
+    }
+
     /// Writes an error's header with a checksum of zero. `word` is the four bytes behind that: where both versions have an MTU,
     /// zero where there is nothing.
     pub fn emit(&mut self, message: Kind, word: u32) {

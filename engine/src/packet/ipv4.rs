@@ -194,6 +194,29 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         self.0[field::CHECKSUM].copy_from_slice(&delta.apply(old).to_ne_bytes());
     }
 
+    /// Makes the payload longer by so many bytes; the checksum follows. `false`, and nothing changed, when a packet cannot be
+    /// that long.
+    #[must_use]
+    pub fn lengthen(&mut self, bytes: usize) -> bool {
+        let old = be16(&self.0, field::TOTAL_LENGTH);
+        let Ok(new) = u16::try_from(usize::from(old) + bytes) else { return false };
+        let delta = Delta::default().word16(old.to_be(), new.to_be());
+        let checksum = delta.apply(u16::from_ne_bytes([self.0[10], self.0[11]]));
+        self.set_total_len(new);
+        self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
+        true
+    }
+
+    /// Lets routers fragment the packet; the checksum follows.
+    pub fn let_fragment(&mut self) {
+        let old = be16(&self.0, field::FRAGMENT);
+        let new = old & !DONT_FRAGMENT;
+        let delta = Delta::default().word16(old.to_be(), new.to_be());
+        let checksum = delta.apply(u16::from_ne_bytes([self.0[10], self.0[11]]));
+        self.0[field::FRAGMENT..field::FRAGMENT + 2].copy_from_slice(&new.to_be_bytes());
+        self.0[field::CHECKSUM].copy_from_slice(&checksum.to_ne_bytes());
+    }
+
     /// Sets the length of header and payload, in bytes. The checksum is for [`finish`] to set.
     pub fn set_total_len(&mut self, length: u16) {
         self.0[field::TOTAL_LENGTH..field::TOTAL_LENGTH + 2].copy_from_slice(&length.to_be_bytes());

@@ -132,6 +132,13 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
         delta
     }
 
+    /// Makes the payload longer by so many bytes. `false`, and nothing changed, when a packet cannot be that long.
+    #[must_use]
+    pub fn lengthen(&mut self, bytes: usize) -> bool {
+        let new = u16::try_from(self.payload_len() + bytes);
+        new.map(|new| self.set_payload_len(new)).is_ok()
+    }
+
     /// Sets the length of everything after the fixed header, in bytes.
     pub fn set_payload_len(&mut self, length: u16) {
         self.0[field::PAYLOAD_LENGTH..field::PAYLOAD_LENGTH + 2].copy_from_slice(&length.to_be_bytes());

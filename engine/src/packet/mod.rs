@@ -12,6 +12,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod piece;
+pub mod proxy;
 pub mod segment;
 pub mod split;
 pub mod summary;

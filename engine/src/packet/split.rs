@@ -16,6 +16,9 @@ pub struct Fragments {
     headers: ArrayVec<u8, MAX_HEADERS>,
     network: usize,
     version: Version,
+    /// Where the packet's data lie and whether more follow, if it is a fragment itself: the fragments count on from there.
+    offset: usize,
+    more: bool,
     payload: Range<usize>,
     /// Bytes of data in each fragment but the last: a multiple of eight.
     size: usize,
@@ -25,56 +28,48 @@ pub struct Fragments {
 
 #[derive(Clone, Copy, Debug)]
 enum Version {
-    /// The packet may be a fragment itself: of what it says of that, the later ones count on.
-    V4 {
-        offset: usize,
-        more: bool,
-    },
+    V4,
     V6,
 }
 
 /// Cuts the finished frame in `parts`, whose IP header lies in the first, into frames whose IP packets have at most `limit`
-/// bytes. IPv4 fragments keep the packet's identification; those of IPv6 get `id`.
+/// bytes. IPv4 fragments, and fragments of a fragment, keep the packet's identification; those of IPv6 get `id`.
 ///
 /// # Errors
 /// [`Reason::TooBig`] when the packet must not be fragmented or no fragment fits `limit`; [`Reason::Malformed`] or
-/// [`Reason::Truncated`] when it is no whole IP packet, or an IPv6 one that is a fragment already.
+/// [`Reason::Truncated`] when it is no whole IP packet.
 pub fn fragments(parts: &[&[u8]], limit: usize, id: u32) -> Result<Fragments, Reason> {
     let (ethertype, network, len) = piece::look(parts)?;
     let head = parts[0];
-    let (version, headers, payload) = match ethertype {
+    let (version, (offset, more), headers, payload) = match ethertype {
         ethernet::IPV4 => {
             let ip = Ipv4::parse(head, network)?;
             if ip.dont_fragment() {
                 return Err(Reason::TooBig);
             }
-            let version = Version::V4 { offset: ip.fragment_offset(), more: ip.more_fragments() };
+            let place = (ip.fragment_offset(), ip.more_fragments());
             let start = network + ip.header_len();
-            (version, piece::headers(head, start)?, start..network + ip.total_len())
+            (Version::V4, place, piece::headers(head, start)?, start..network + ip.total_len())
         }
         ethernet::IPV6 => {
             let ip = Ipv6::parse(head, network)?;
-            if ip.next_header() == ipv6::FRAGMENT {
-                return Err(Reason::Malformed);
-            }
             let start = network + ipv6::HEADER_LEN;
+            let end = start + ip.payload_len();
+            if ip.next_header() == ipv6::FRAGMENT {
+                let header = ipv6::find_fragment(head, start, ipv6::FRAGMENT).ok_or(Reason::Truncated)?;
+                let headers = piece::headers(head, header.end)?;
+                let place = (header.offset, header.more);
+                return Fragments::new(Version::V6, place, headers, network, header.end..end, len, limit);
+            }
             let mut headers = piece::headers(head, start)?;
             let header = ipv6::fragment_header(ip.next_header(), id);
             headers.try_extend_from_slice(&header).map_err(|_| Reason::TooBig)?;
             Ipv6::parse_mut(&mut headers, network)?.set_next_header(ipv6::FRAGMENT);
-            (Version::V6, headers, start..start + ip.payload_len())
+            (Version::V6, (0, false), headers, start..end)
         }
         _ => return Err(Reason::Malformed),
     };
-    if payload.end > len {
-        return Err(Reason::Truncated);
-    }
-    let size = limit.saturating_sub(headers.len() - network) & !7;
-    if size == 0 {
-        return Err(Reason::TooBig);
-    }
-    let next = payload.start;
-    Ok(Fragments { headers, network, version, payload, size, next })
+    Fragments::new(version, (offset, more), headers, network, payload, len, limit)
 }
 
 impl Iterator for Fragments {
@@ -94,13 +89,34 @@ impl Iterator for Fragments {
 }
 
 impl Fragments {
+    fn new(
+        version: Version,
+        (offset, more): (usize, bool),
+        headers: ArrayVec<u8, MAX_HEADERS>,
+        network: usize,
+        payload: Range<usize>,
+        len: usize,
+        limit: usize,
+    ) -> Result<Self, Reason> {
+        if payload.end > len || payload.start > payload.end {
+            return Err(Reason::Truncated);
+        }
+        let size = limit.saturating_sub(headers.len() - network) & !7;
+        if size == 0 {
+            return Err(Reason::TooBig);
+        }
+        let next = payload.start;
+        Ok(Fragments { headers, network, version, offset, more, payload, size, next })
+    }
+
     /// Makes `headers` those of the fragment with the data `payload`. None cannot happen: they were parsed before.
     fn write(&self, headers: &mut [u8], payload: Range<usize>) -> Option<()> {
         let within = payload.start - self.payload.start;
         let last = payload.end == self.payload.end;
         let length = u16::try_from(headers.len() - self.network + payload.len()).ok()?;
+        let (offset, more) = (self.offset, self.more);
         match self.version {
-            Version::V4 { offset, more } => {
+            Version::V4 => {
                 let mut ip = Ipv4::parse_mut(headers, self.network).ok()?;
                 ip.set_total_len(length);
                 ip.set_fragment(offset + within, more || !last);
@@ -113,7 +129,7 @@ impl Fragments {
                 let fixed = u16::try_from(ipv6::HEADER_LEN).ok()?;
                 Ipv6::parse_mut(headers, self.network).ok()?.set_payload_len(length - fixed);
                 let at = headers.len() - ipv6::FRAGMENT_HEADER_LEN;
-                ipv6::set_fragment(headers, at, within, !last)
+                ipv6::set_fragment(headers, at, offset + within, more || !last)
             }
         }
     }

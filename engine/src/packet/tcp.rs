@@ -22,6 +22,8 @@ pub mod field {
     pub const FLAGS: usize = 13;
     /// The segment's checksum.
     pub const CHECKSUM: Range<usize> = 16..18;
+    /// Where urgent data end, from the sequence number on.
+    pub const URGENT: Range<usize> = 18..20;
 }
 
 /// Control bits.
@@ -36,6 +38,8 @@ pub mod flag {
     pub const PSH: u8 = 0x08;
     /// The acknowledgement field counts.
     pub const ACK: u8 = 0x10;
+    /// The urgent pointer counts.
+    pub const URG: u8 = 0x20;
     /// The sender has slowed down (RFC 3168).
     pub const CWR: u8 = 0x80;
 }
@@ -139,6 +143,35 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Tcp<B> {
     pub fn adjust(&mut self, delta: Delta) {
         let checksum = delta.apply(self.checksum());
         self.set_checksum(checksum);
+    }
+
+    /// Writes a whole header without options, its window and its checksum zero. `ports` lie as they do in a packet.
+    pub fn emit(&mut self, ports: u32, sequence: u32, acknowledgement: u32, flags: u8) {
+        let header = &mut *self.0;
+        header.fill(0);
+        header[field::PORTS].copy_from_slice(&ports.to_ne_bytes());
+        header[field::SEQUENCE].copy_from_slice(&sequence.to_be_bytes());
+        header[field::ACKNOWLEDGEMENT].copy_from_slice(&acknowledgement.to_be_bytes());
+        (header[field::DATA_OFFSET], header[field::FLAGS]) = (5 << 4, flags);
+    }
+
+    /// Adds to the urgent pointer, as far as it goes. Returns what that changes in the checksum.
+    pub fn add_to_urgent(&mut self, more: u16) -> Delta {
+        let field = &mut self.0[field::URGENT];
+        let old = u16::from_be_bytes([field[0], field[1]]);
+        let new = old.saturating_add(more);
+        field.copy_from_slice(&new.to_be_bytes());
+        Delta::default().word16(old.to_be(), new.to_be())
+    }
+
+    /// Sets the length of the header with its options in bytes, a multiple of four below 64. Returns what that changes in the
+    /// checksum.
+    pub fn set_header_len(&mut self, length: usize) -> Delta {
+        let word = |tcp: &Self| u16::from_ne_bytes([tcp.0[field::DATA_OFFSET], tcp.0[field::FLAGS]]);
+        let old = word(self);
+        let words = u8::try_from(length / 4).unwrap_or(0xf) & 0xf;
+        self.0[field::DATA_OFFSET] = words << 4 | self.0[field::DATA_OFFSET] & 0xf;
+        Delta::default().word16(old, word(self))
     }
 
     /// Sets the control bits, and nothing else.

@@ -74,6 +74,16 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Udp<B> {
         }
     }
 
+    /// Sets the length of header and payload in bytes, and lets the checksum account for `delta`: all that changed. No checksum
+    /// stays none.
+    pub fn set_len(&mut self, length: u16, delta: Delta) {
+        let old = self.checksum();
+        self.0[field::LENGTH..field::LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+        if old != 0 {
+            self.set_checksum(delta.apply(old));
+        }
+    }
+
     /// Writes a whole header without a checksum, for a datagram of `length` bytes, this header included.
     pub fn emit(&mut self, source: u16, destination: u16, length: u16) {
         let [s0, s1] = source.to_be_bytes();

@@ -1,19 +1,21 @@
 //! The last stage: the next hop, the rewrite, the verdict.
 
-use super::View;
 use super::parse::{Kind, Parsed};
 use super::track::Tracker;
+use super::{View, fragments};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
-use crate::forward::tunnel::{self, Ends, Marks};
-use crate::forward::{self, Method, direct, families, fullnat, nat, partial};
+use crate::forward::tell::{self, Grown, Telling};
+use crate::forward::tunnel::{Ends, Marks};
+use crate::forward::{self, Method, direct, families, fullnat, nat, partial, tunnel};
 use crate::nexthop::{Cached, HopWord, Resolved};
-use crate::packet::protocol;
 use crate::packet::tcp::flag;
+use crate::packet::{protocol, proxy};
 use crate::plan::Tunnel;
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
+use std::cell::Cell;
 use std::net::IpAddr;
 use uvs_conntrack::{Connection, Direction, Flow, Flow4, Flow6, Found};
 
@@ -128,7 +130,8 @@ impl Passage<'_> {
         Verdict::Transmit(port)
     }
 
-    /// Makes the packet what its method sends. Returns whether its checksum was unfinished and is complete now.
+    /// Makes the packet what masquerading sends, or leaves it as direct routing does. Returns whether its checksum was unfinished
+    /// and is complete now.
     #[inline]
     pub(super) fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
         match &self.parsed.flow {
@@ -151,8 +154,7 @@ impl Passage<'_> {
                 Some(other) => Ok(nat::translate4(packet, self.parsed, from, &other.reversed())),
                 None => Err(Reason::DestinationGone.into()),
             },
-            Method::FullNat => fullnat::translate(packet, self),
-            Method::Direct | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
+            Method::Direct | Method::FullNat | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
         }
     }
 
@@ -170,11 +172,15 @@ impl Passage<'_> {
                 Flow::V6(other) => Ok(nat::translate6(packet, self.parsed, from, &other.reversed())),
                 Flow::V4(_) => Err(Reason::DestinationGone.into()),
             },
-            Method::FullNat => fullnat::translate(packet, self),
-            Method::Direct | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
+            Method::Direct | Method::FullNat | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
         }
     }
 }
+
+/// As many bytes as a packet grows by at most.
+const MOST_GROWTH: usize = 128;
+const _: () =
+    assert!(tunnel::MOST_OVERHEAD <= MOST_GROWTH && families::MOST_GROWTH + proxy::MAX_LEN <= MOST_GROWTH);
 
 /// How a tunnelled packet is wrapped.
 #[derive(Clone, Copy, Debug)]
@@ -205,8 +211,13 @@ impl Tracker {
         };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         let passage = Passage { parsed, found, hop, egress };
-        if method == Method::Tunnel {
-            return self.tunnel(view, packet, &passage);
+        match method {
+            Method::Nat | Method::Direct => {}
+            Method::FullNat => {
+                passage.check(packet)?;
+                return self.full_nat(packet, &passage);
+            }
+            Method::Tunnel => return self.tunnel(view, packet, &passage),
         }
         passage.check(packet)?;
         if passage.rewrite(packet, method)? {
@@ -215,10 +226,41 @@ impl Tracker {
         Ok(passage.verdict(forward::send(packet, parsed, hop, egress)?))
     }
 
+    /// Rewrites the packet by full NAT. What tells the real server its client's address may make it longer.
+    #[inline]
+    pub(super) fn full_nat(
+        &self,
+        packet: &mut Packet<'_>,
+        passage: &Passage<'_>,
+    ) -> Result<Verdict, Refused> {
+        let grown = Cell::new(Grown::default());
+        let telling = Telling { destinations: &self.destinations, counters: &self.counters, grown: &grown };
+        if fullnat::translate(packet, passage, &telling)? {
+            self.counters.count(Event::ChecksumCompleted, 1);
+        }
+        let port = forward::send(packet, passage.parsed, passage.hop, passage.egress)?;
+        match grown.get() {
+            Grown { by: 0, .. } => Ok(passage.verdict(port)),
+            grown => Ok(self.grown(packet, passage, grown, port)),
+        }
+    }
+
+    /// The verdict for a datagram that holds more now. Its fragments come from an address that many clients share.
+    #[cold]
+    fn grown(&self, packet: &mut Packet<'_>, passage: &Passage<'_>, grown: Grown, port: PortId) -> Verdict {
+        self.shifted.set(grown.by);
+        let mtu = passage.egress.mtu;
+        if grown.to <= mtu as usize {
+            return Verdict::Transmit(port);
+        }
+        fragments::rename(packet.frame_mut(), Some(self.commons.fragments.another_id()));
+        Verdict::Fragment(port, u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
     /// The verdict for a packet that is longer than the way it has to go takes and was made of many, before anything is
     /// counted. Those of TCP are cut, and so is what only may have been: were its sender told, which sent no such packets, it
     /// would not send shorter ones. Of UDP nothing says where to cut; what is longer than the link it came by was made of many.
-    /// What is too long by itself goes on, in fragments or to have its sender told.
+    /// What is too long by itself goes on, in fragments or to have its sender told. Pieces leave room for what they have to tell.
     #[inline]
     pub(super) fn too_long(
         &self,
@@ -230,13 +272,18 @@ impl Tracker {
     ) -> Option<Verdict> {
         let Way::Hop(hop) = way else { return None };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0))?;
-        if parsed.packet_len() + tunnel::MOST_OVERHEAD <= egress.mtu as usize {
+        if parsed.packet_len() + MOST_GROWTH <= egress.mtu as usize {
             return None;
         }
+        let told = found.direction == Direction::In && parsed.flow.protocol() == protocol::TCP;
+        let growth = if told { tell::growth(found) } else { 0 };
+        let room = if tell::needs_room(found) { growth } else { 0 };
         let limit = match Method::of_flags(found.meta.flags()) {
             Some(Method::Tunnel) => self.wrapping(view, found, egress).ok()?.limit,
             Some(Method::FullNat) => {
-                families::limit(&parsed.flow, &found.connection.flow(found.direction.reversed()), egress.mtu)
+                let to = found.connection.flow(found.direction.reversed());
+                let limit = families::limit(&parsed.flow, &to, egress.mtu) as usize;
+                u32::try_from(limit.saturating_sub(room)).unwrap_or(0)
             }
             _ => egress.mtu,
         };
@@ -245,11 +292,12 @@ impl Tracker {
         }
         let ingress = view.snapshot.ports.get(usize::from(packet.port().0))?;
         let longer = parsed.packet_len() > ingress.mtu as usize;
-        if parsed.kind != Kind::Whole || !(longer || ingress.merged) {
+        if parsed.kind != Kind::Whole || !(longer || ingress.merged || room > 0) {
             return None;
         }
         match parsed.flow.protocol() {
             protocol::TCP if parsed.tcp_flags & (flag::SYN | flag::RST) == 0 => {
+                let limit = (limit as usize).saturating_sub(growth - room);
                 Some(Verdict::Segment(u16::try_from(limit).unwrap_or(u16::MAX)))
             }
             _ if !longer || parsed.must_not_be_fragmented(packet.frame()) => None,
@@ -338,7 +386,7 @@ impl Tracker {
         Verdict::ToKernel
     }
 
-    fn complete(&self, packet: &mut Packet<'_>, parsed: &Parsed) {
+    pub(super) fn complete(&self, packet: &mut Packet<'_>, parsed: &Parsed) {
         if partial::complete(packet, parsed) {
             self.counters.count(Event::ChecksumCompleted, 1);
         }

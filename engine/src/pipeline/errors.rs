@@ -7,14 +7,14 @@ use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::quoted::{self, Quote};
-use crate::forward::{self, Method, families};
+use crate::forward::{self, Method, families, tell};
 use crate::packet::checksum::Sum;
 use crate::packet::icmp::{self, Icmp};
 use crate::packet::ipv6::Ipv6;
 use crate::packet::protocol;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
-use uvs_conntrack::{Direction, Flow, Found};
+use uvs_conntrack::{Direction, Flow, Found, flags};
 
 /// Completes `parsed` of an ICMP error, whose header starts at `transport` and whose IP header was read. Its flow is that of
 /// the packet it quotes, the other way round: whichever side of a connection that names, the error travels like its packets.
@@ -85,6 +85,12 @@ impl Tracker {
         }
         if available {
             self.count_packet(destination, hit.direction, parsed);
+        }
+        if found.meta.flags() & flags::TELL != 0
+            && hit.direction == Direction::Out
+            && let Err(reason) = tell::lower_mtu(packet, parsed, &found)
+        {
+            return Verdict::Drop(reason);
         }
         let sent = rewrite(packet, parsed, &found, method)
             .and_then(|()| wrapping.map_or(Ok(()), |wrapping| self.wrap(view, packet, parsed, &wrapping)))

@@ -20,7 +20,7 @@ use crate::packet::protocol;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
 use table::{Fate, Key, Piece, Seen};
-use uvs_conntrack::{Direction, Flow, Flow4, Flow6, Hit};
+use uvs_conntrack::{Direction, Flow, Flow4, Flow6, Hit, flags};
 
 impl Tracker {
     /// The first fragment of a datagram: treated as the whole would be. What becomes of it becomes of the others.
@@ -36,7 +36,8 @@ impl Tracker {
         if self.saw(view, &key, &piece) == Seen::Overlap {
             return Verdict::Drop(Reason::FragmentOverlap);
         }
-        let verdict = match self.handle.find(&parsed.flow) {
+        self.shifted.set(0);
+        let verdict = match self.connection_of(parsed) {
             Some(hit) => self.known(view, packet, parsed, hit),
             None => self.unknown(view, packet, parsed),
         };
@@ -44,7 +45,7 @@ impl Tracker {
             Verdict::Transmit(_) | Verdict::Fragment(..) => {
                 let id = self.is_from_a_local_address(parsed).then(|| self.commons.fragments.another_id());
                 rename(packet.frame_mut(), id);
-                Fate::Ours { ports: ports(&parsed.flow), id }
+                Fate::Ours { ports: ports(&parsed.flow), id, shift: self.shifted.get() }
             }
             Verdict::ToKernel => Fate::Kernel,
             Verdict::Drop(_) => Fate::Refused,
@@ -74,7 +75,7 @@ impl Tracker {
             Seen::Open => return Verdict::Await,
             Seen::Go(Fate::Refused) => return Verdict::Drop(Reason::Fragment),
             Seen::Go(Fate::Kernel) => Verdict::ToKernel,
-            Seen::Go(Fate::Ours { ports, id }) => {
+            Seen::Go(Fate::Ours { ports, id, shift }) => {
                 let mut parsed = *parsed;
                 parsed.flow = with_ports(&parsed.flow, ports);
                 let verdict = match self.handle.find(&parsed.flow) {
@@ -83,6 +84,9 @@ impl Tracker {
                 };
                 if matches!(verdict, Verdict::Transmit(_) | Verdict::Fragment(..)) {
                     rename(packet.frame_mut(), id);
+                    if shift > 0 && move_further(packet.frame_mut(), shift).is_none() {
+                        return Verdict::Drop(Reason::NoRoom);
+                    }
                 }
                 verdict
             }
@@ -91,6 +95,16 @@ impl Tracker {
             self.commons.fragments.passed(&key, &piece);
         }
         verdict
+    }
+
+    /// The connection that a first fragment belongs to; one that was kept for another datagram's fragments is over.
+    fn connection_of(&mut self, parsed: &Parsed) -> Option<Hit> {
+        let hit = self.handle.find(&parsed.flow)?;
+        if self.handle.connection(hit.id)?.meta().has(flags::ONE_PACKET) {
+            self.end_connection(hit.id);
+            return None;
+        }
+        Some(hit)
     }
 
     /// Whether a client's datagram goes on from an address that many clients share, where two of theirs with the same
@@ -159,8 +173,28 @@ fn read(frame: &[u8], parsed: &Parsed) -> Option<(Key, Piece)> {
     Some((Key { flow: with_ports(&parsed.flow, 0), id }, piece))
 }
 
+/// Moves a fragment so many bytes further back in its datagram, a multiple of eight. None: no datagram is that long.
+fn move_further(frame: &mut [u8], bytes: usize) -> Option<()> {
+    let (ethertype, network) = ethernet::payload(frame).ok()?;
+    if ethertype == ethernet::IPV4 {
+        let header = Ipv4::parse(frame, network).ok()?;
+        let (offset, more) = (header.fragment_offset() + bytes, header.more_fragments());
+        let end = offset + header.total_len();
+        u16::try_from(end).ok()?;
+        Ipv4::parse_mut(frame, network).ok()?.set_fragment(offset, more);
+        ipv4::finish(frame, network)
+    } else {
+        let header = Ipv6::parse(frame, network).ok()?;
+        let end = header.payload_len();
+        let fragment = ipv6::find_fragment(frame, network + ipv6::HEADER_LEN, header.next_header())?;
+        let offset = fragment.offset + bytes;
+        u16::try_from(offset + end).ok()?;
+        ipv6::set_fragment(frame, fragment.end - ipv6::FRAGMENT_HEADER_LEN, offset, fragment.more)
+    }
+}
+
 /// Gives a fragment that goes out another identification.
-fn rename(frame: &mut [u8], id: Option<u32>) {
+pub(super) fn rename(frame: &mut [u8], id: Option<u32>) {
     let (Some(id), Ok((ethertype, network))) = (id, ethernet::payload(frame)) else { return };
     if ethertype != ethernet::IPV4 {
         let _it_has_a_fragment_header = ipv6::set_id(frame, network, id);

@@ -2,19 +2,24 @@
 
 use super::View;
 use super::egress::{Refused, can_be_answered};
-use super::parse::Parsed;
+use super::parse::{Kind, Parsed};
 use super::state::{self, Beginning};
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
-use crate::forward::Method;
 use crate::forward::fullnat::{self, Wanted};
 use crate::forward::icmp::Report;
+use crate::forward::tell::header;
+use crate::forward::{Method, reset, tell};
+use crate::packet::protocol;
 use crate::packet::tcp::Tcp;
 use crate::service::{Chosen, NoDestination, Service, ServiceKey};
 use crate::verdict::{Reason, Verdict};
 use std::net::SocketAddr;
-use uvs_conntrack::{Direction, Flow, Hit, Inserted, NewConnection, NotInserted, Sequence, flags};
+use uvs_conntrack::{
+    ConnId, Direction, Flow, Hit, Inserted, NEW_CONNECTION_SECONDS, NewConnection, NotInserted, Sequence,
+    flags,
+};
 use uvs_schedulers::Request;
 
 impl Tracker {
@@ -29,10 +34,16 @@ impl Tracker {
             return Verdict::Drop(Reason::Martian);
         }
         match self.begin_connection(view, packet, parsed, service) {
+            Ok(Inserted { id, fresh: true }) if is_one_packet(service, parsed) => {
+                self.only(view, packet, parsed, id)
+            }
             Ok(Inserted { id, fresh: true }) => self.first(view, packet, parsed, id),
             // Another worker made it from an earlier packet, a moment ago.
             Ok(Inserted { id, fresh: false }) => {
                 self.known(view, packet, parsed, Hit { id, direction: Direction::In })
+            }
+            Err(Refusal::NoDestination) if service.resets() && parsed.flow.protocol() == protocol::TCP => {
+                self.reset(view, packet, parsed, Reason::NoDestination)
             }
             Err(Refusal::NoDestination) => {
                 let report = Some(Report::PortUnreachable);
@@ -40,6 +51,44 @@ impl Tracker {
                 self.refuse(view, packet, parsed, Direction::In, refused)
             }
             Err(Refusal::NotMade(reason)) => Verdict::Drop(reason),
+        }
+    }
+
+    /// The only packet of the connection that it made (`ip_vs_schedule` with `IP_VS_CONN_F_ONE_PACKET`). One that has to wait
+    /// for its next hop leaves no trace. The first fragment's connection stays for a moment, for the others to find their way.
+    #[cold]
+    fn only(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed, id: ConnId) -> Verdict {
+        let verdict = self.first(view, packet, parsed, id);
+        let waits = matches!(verdict, Verdict::Hold(_));
+        if !waits && let Some(connection) = self.handle.connection(id) {
+            self.counters.connection(connection.destination());
+        }
+        if waits || parsed.kind == Kind::Whole {
+            self.end_connection(id);
+        }
+        verdict
+    }
+
+    /// The segment is dropped, and its connection reset, if not too many were lately.
+    #[cold]
+    fn reset(
+        &mut self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        reason: Reason,
+    ) -> Verdict {
+        if !self.limiter.allows(view.now) {
+            self.counters.count(Event::IcmpLimited, 1);
+            return Verdict::Drop(reason);
+        }
+        match reset::answer(packet, parsed) {
+            Ok(verdict) => {
+                self.counters.dropped(reason);
+                self.counters.count(Event::ResetSent, 1);
+                verdict
+            }
+            Err(_contradicts_itself) => Verdict::Drop(reason),
         }
     }
 
@@ -54,8 +103,14 @@ impl Tracker {
         let request =
             Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
         let mut entered = Err(Reason::TableFull);
+        let one_packet = is_one_packet(service, parsed);
         service.schedule(&request, |chosen| {
             let mut connection = new_connection(view, parsed, chosen);
+            if one_packet {
+                connection.flags |= flags::ONE_PACKET;
+                connection.timeout_seconds = NEW_CONNECTION_SECONDS;
+                connection.index_reply = false;
+            }
             entered = if chosen.method == Method::FullNat {
                 self.enter_with_local_port(view, packet, parsed, chosen, &mut connection)
             } else {
@@ -63,7 +118,9 @@ impl Tracker {
             };
             let fresh = entered.as_ref().is_ok_and(|inserted| inserted.fresh);
             fresh.then(|| {
-                self.counters.connection(chosen.id);
+                if !one_packet {
+                    self.counters.connection(chosen.id);
+                }
                 connection.flags & flags::INACTIVE == 0
             })
         })?;
@@ -82,11 +139,15 @@ impl Tracker {
     ) -> Result<Inserted, Reason> {
         let protocol = parsed.flow.protocol();
         let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len());
+        let tells = tell::begin(chosen.plan.tell, protocol);
+        connection.flags |= tells;
+        let by_header = tells & flags::TELL_HEADER_V1 != 0 && protocol == protocol::TCP;
         let server = connection.real.source();
         let wanted = Wanted {
             server: SocketAddr::new(server.ip().to_canonical(), server.port()),
             protocol,
             initial: tcp.map_or(0, |tcp| tcp.sequence()),
+            step: if by_header { header::STEP } else { 1 },
             now: view.now,
         };
         let Tracker { handle, destinations, counters, .. } = self;
@@ -97,6 +158,9 @@ impl Tracker {
             })?;
             connection.real = claim.real;
             connection.sequence = claim.sequence;
+            if by_header {
+                connection.sequence.mark = wanted.initial.wrapping_add(1);
+            }
             match handle.insert(connection, view.now) {
                 Ok(inserted) => {
                     if inserted.fresh {
@@ -111,6 +175,11 @@ impl Tracker {
         }
         Err(Reason::PortsExhausted)
     }
+}
+
+/// Whether the datagram is scheduled for itself.
+fn is_one_packet(service: &Service, parsed: &Parsed) -> bool {
+    service.is_one_packet() && parsed.flow.protocol() == protocol::UDP
 }
 
 /// How often a connection tries to get a port that nobody else gets meanwhile.

@@ -7,7 +7,7 @@ use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
-use crate::forward::{self, Method, nat, partial, tunnel};
+use crate::forward::{self, Method, nat, partial, tell, tunnel};
 use crate::packet::ethernet::Ethernet;
 use crate::snapshot::Port;
 use crate::verdict::Verdict;
@@ -47,6 +47,9 @@ impl Tracker {
         let Some(to) = to.filter(|_| !parsed.is_tagged()) else {
             // A copy, for the one above to stay in registers.
             let found = Found { connection, meta, direction };
+            if tell::needs_room(&found) {
+                return false;
+            }
             let passage = Passage { parsed, found: &found, hop, egress };
             connection.touch(direction, view.now);
             self.count_packet(destination, direction, parsed);
@@ -78,13 +81,13 @@ impl Tracker {
         verdict: &mut Verdict,
     ) {
         let Passage { parsed, found, hop, egress } = *passage;
-        let sent = if method == Method::Tunnel {
-            self.tunnel(view, packet, passage)
-        } else {
-            passage.rewrite(packet, method).and_then(|completed| {
+        let sent = match method {
+            Method::Tunnel => self.tunnel(view, packet, passage),
+            Method::FullNat => self.full_nat(packet, passage),
+            Method::Nat | Method::Direct => passage.rewrite(packet, method).and_then(|completed| {
                 self.counters.count(Event::ChecksumCompleted, u64::from(completed));
                 Ok(Verdict::Transmit(forward::send(packet, parsed, hop, egress)?))
-            })
+            }),
         };
         *verdict = match sent {
             Ok(verdict) => verdict,

@@ -7,6 +7,7 @@ use super::{Commons, View};
 use crate::batch::Packet;
 use crate::counters::{Event, Traffic, WorkerCounters};
 use crate::forward::icmp::{Limiter, Report};
+use crate::forward::tell;
 use crate::service::Destinations;
 use crate::snapshot::OnRemove;
 use crate::verdict::{Reason, Verdict};
@@ -14,7 +15,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
 use uvs_conntrack::{
-    Candidate, ConnId, DestinationId, Direction, Flow, Found, Hit, Load, SharedHandle, Tick,
+    Candidate, ConnId, DestinationId, Direction, Flow, Found, Hit, Load, SharedHandle, Tick, flags,
 };
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
@@ -33,6 +34,10 @@ pub(super) struct Tracker {
     traffic: Cell<Traffic>,
     /// Counts the IPv4 packets of our own making that may be fragmented.
     made: Cell<u16>,
+    /// By how many bytes the datagram whose first fragment was last judged holds more now.
+    pub(super) shifted: Cell<usize>,
+    /// A connection that is to end with the batch.
+    spent: Cell<Option<ConnId>>,
 }
 
 impl Tracker {
@@ -53,10 +58,15 @@ impl Tracker {
             given_up: false,
             traffic,
             made: Cell::new(0),
+            shifted: Cell::new(0),
+            spent: Cell::new(None),
         }
     }
 
     pub(super) fn end(&mut self) {
+        if let Some(id) = self.spent.take() {
+            self.end_connection(id);
+        }
         self.counters.batch(&self.traffic.take());
     }
 
@@ -143,7 +153,7 @@ impl Tracker {
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In {
             if state::begins_anew(parsed, meta) {
-                self.end_connection(hit);
+                self.end_connection(hit.id);
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
             }
@@ -161,7 +171,7 @@ impl Tracker {
         if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
         }
-        self.advance(view, parsed, &found);
+        self.advance(view, packet, parsed, &found);
         connection.touch(hit.direction, view.now);
         // IPVS counts nothing for a real server that was removed: no listing shows it.
         if available {
@@ -169,7 +179,12 @@ impl Tracker {
         }
         match self.forward(view, packet, parsed, &found, way) {
             Ok(verdict) => verdict,
-            Err(refused) => self.refuse(view, packet, parsed, hit.direction, refused),
+            Err(refused) => {
+                if refused.reason == Reason::BeganAgain {
+                    self.end_connection(hit.id);
+                }
+                self.refuse(view, packet, parsed, hit.direction, refused)
+            }
         }
     }
 
@@ -191,6 +206,9 @@ impl Tracker {
         };
         if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
+        }
+        if parsed.tcp_flags & tcp::SYN != 0 {
+            self.clamp(packet, parsed, connection.destination());
         }
         connection.touch(Direction::In, view.now);
         self.count_packet(connection.destination(), Direction::In, parsed);
@@ -239,15 +257,22 @@ impl Tracker {
 
     /// The packet moves its connection to another state, or leaves it where it is.
     #[inline]
-    fn advance(&self, view: &View<'_>, parsed: &Parsed, found: &Found<'_>) {
+    fn advance(&self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) {
         let Found { connection, meta, direction } = *found;
         let (id, timeouts) = (connection.id(), &view.snapshot.timeouts);
         if meta.rests(direction, parsed.tcp_flags, timeouts) {
             return;
         }
         let transition = if parsed.flow.protocol() == protocol::TCP {
+            if parsed.tcp_flags & tcp::SYN != 0 {
+                self.clamp(packet, parsed, connection.destination());
+            }
             let event = tcp::Event::of(parsed.tcp_flags);
             self.handle.tcp(id, direction, event, tcp::Mode::Normal, timeouts, view.now)
+        } else if meta.has(flags::ONE_PACKET) {
+            // It was kept for the fragments of its datagram, and no longer.
+            self.spent.set(Some(id));
+            return;
         } else {
             self.handle.udp(id, direction, timeouts, view.now)
         };
@@ -256,10 +281,23 @@ impl Tracker {
         }
     }
 
+    /// A SYN: neither side announces longer segments than the service allows.
+    #[cold]
+    fn clamp(&self, packet: &mut Packet<'_>, parsed: &Parsed, destination: DestinationId) {
+        let most = self.destinations.plan(destination).segment_size;
+        if most == 0 || parsed.kind != Kind::Whole {
+            return;
+        }
+        self.complete(packet, parsed);
+        if tell::lower_segment_size(packet, parsed, |_| most).unwrap_or(false) {
+            self.counters.count(Event::SegmentSizeLowered, 1);
+        }
+    }
+
     /// The connection is over before its time.
     #[cold]
-    fn end_connection(&mut self, hit: Hit) {
-        if let Some(connection) = self.handle.remove(hit.id) {
+    pub(super) fn end_connection(&mut self, id: ConnId) {
+        if let Some(connection) = self.handle.remove(id) {
             self.destinations.ended(&connection);
         }
     }

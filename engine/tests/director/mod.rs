@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "tests: what is written here by hand is valid")]
 
 pub mod edit;
+pub mod full_nat;
 pub mod oracle;
 pub mod report;
+pub mod tcp;
 pub mod ways;
 
 use etherparse::{
@@ -298,7 +300,7 @@ pub struct Director {
 }
 
 /// Bytes before each frame, for reports that grow to the front.
-const HEADROOM: usize = 128;
+const HEADROOM: usize = 256;
 
 impl Director {
     /// Routes and neighbours as the module's head says; no service.
@@ -426,7 +428,11 @@ pub fn destination(address: SocketAddr, method: Method, plan: &Plan) -> Destinat
 pub fn tunnelled(kind: TunnelKind, checksum: TunnelChecksum, server: IpAddr) -> uvs_engine::plan::Plan {
     let port = if kind == TunnelKind::Gue { 6080 } else { 0 };
     let tunnel = Some(Tunnel { kind, port, checksum });
-    uvs_engine::plan::Plan { tunnel, source: Some(tunnel_source(server)) }
+    uvs_engine::plan::Plan {
+        tunnel,
+        source: Some(tunnel_source(server)),
+        ..uvs_engine::plan::Plan::default()
+    }
 }
 
 /// The director's own address towards its real servers.

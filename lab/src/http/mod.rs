@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /` | the server's name and a newline |
-//! | `GET /client` | the address and port that the server sees the client at, and a newline |
+//! | `GET /client` | the address and port that the server sees the client at, or is told, and a newline |
 //! | `GET /bytes/N` | the first N bytes of the [`crate::stream`] |
 //! | `PUT` or `POST /null` | the number of bytes and a newline; the body is not looked at |
 //! | `PUT` or `POST` anything else | the SHA-256 of the body in hexadecimal and a newline |
@@ -13,6 +13,7 @@
 mod client;
 mod load;
 mod message;
+pub mod proxy;
 mod server;
 
 pub use client::{Answer, Connection};

@@ -1,6 +1,7 @@
 //! The real server: one thread a connection, which copes with thousands.
 
 use super::message::{Head, Incoming};
+use super::proxy;
 use crate::{Error, Namespace, Result, stream};
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 use sha2::{Digest, Sha256};
@@ -30,13 +31,22 @@ pub struct Server {
 impl Server {
     /// Listens at `address` in `namespace` and answers as `name`.
     pub fn start(namespace: &Namespace, address: SocketAddr, name: &str) -> Result<Self> {
+        Server::start_with(namespace, address, name, false)
+    }
+
+    /// The same behind somebody who speaks the PROXY protocol, version 1 or 2: `GET /client` tells what it said of the client.
+    pub fn start_proxied(namespace: &Namespace, address: SocketAddr, name: &str) -> Result<Self> {
+        Server::start_with(namespace, address, name, true)
+    }
+
+    fn start_with(namespace: &Namespace, address: SocketAddr, name: &str, proxied: bool) -> Result<Self> {
         let listener = Arc::new(namespace.run(|| open(address))??);
         let (connections, answered) = (Connections::default(), Arc::new(AtomicU64::new(0)));
         let (accepts, registers, counts) = (listener.clone(), connections.clone(), answered.clone());
         let name: Arc<str> = name.into();
         let acceptor = std::thread::Builder::new()
             .name(format!("http {name}"))
-            .spawn(move || accept(&accepts, &registers, &counts, &name))
+            .spawn(move || accept(&accepts, &registers, &counts, &name, proxied))
             .map_err(Error::when("start a thread"))?;
         Ok(Server { listener, connections, answered, acceptor: Some(acceptor) })
     }
@@ -69,7 +79,7 @@ impl Drop for Server {
 pub fn serve(address: SocketAddr, name: &str, ready: impl FnOnce()) -> Result<()> {
     let listener = open(address)?;
     ready();
-    accept(&listener, &Connections::default(), &Arc::default(), &name.into());
+    accept(&listener, &Connections::default(), &Arc::default(), &name.into(), false);
     Ok(())
 }
 
@@ -86,7 +96,13 @@ fn open(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Accepts until the listener is shut down.
-fn accept(listener: &TcpListener, connections: &Connections, answered: &Arc<AtomicU64>, name: &Arc<str>) {
+fn accept(
+    listener: &TcpListener,
+    connections: &Connections,
+    answered: &Arc<AtomicU64>,
+    name: &Arc<str>,
+    proxied: bool,
+) {
     for number in 0.. {
         let stream = match listener.accept() {
             Ok((stream, _)) => Arc::new(stream),
@@ -100,7 +116,7 @@ fn accept(listener: &TcpListener, connections: &Connections, answered: &Arc<Atom
         let (all, counts, name) = (connections.clone(), answered.clone(), name.clone());
         all.0.lock().unwrap_or_else(PoisonError::into_inner).insert(number, stream.clone());
         let spawned = std::thread::Builder::new().stack_size(STACK).spawn(move || {
-            let _the_client_notices = converse(&stream, &counts, &name);
+            let _the_client_notices = converse(&stream, &counts, &name, proxied);
             all.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         });
         if spawned.is_err() {
@@ -110,13 +126,14 @@ fn accept(listener: &TcpListener, connections: &Connections, answered: &Arc<Atom
 }
 
 /// Answers the requests of one connection until it is closed.
-fn converse(stream: &TcpStream, answered: &AtomicU64, name: &str) -> io::Result<()> {
+fn converse(stream: &TcpStream, answered: &AtomicU64, name: &str, proxied: bool) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let client = if proxied { proxy::read(stream)? } else { stream.peer_addr()? };
     let mut incoming = Incoming::new(stream);
     while let Some(request) = incoming.request()? {
         // Before the answer, so that a client that has it finds it counted.
         answered.fetch_add(1, Relaxed);
-        answer(stream, &mut incoming, &request, name)?;
+        answer(stream, &mut incoming, &request, name, client)?;
         if request.close {
             break;
         }
@@ -129,6 +146,7 @@ fn answer(
     incoming: &mut Incoming<&TcpStream>,
     request: &Head,
     name: &str,
+    client: SocketAddr,
 ) -> io::Result<()> {
     match (request.method.as_str(), request.path.as_str()) {
         ("PUT" | "POST", "/null") => {
@@ -143,7 +161,7 @@ fn answer(
             })?;
             say(stream, name, "200 OK", format!("{}\n", stream::hex(&hash.finalize())).as_bytes())
         }
-        ("GET", "/client") => say(stream, name, "200 OK", format!("{}\n", stream.peer_addr()?).as_bytes()),
+        ("GET", "/client") => say(stream, name, "200 OK", format!("{client}\n").as_bytes()),
         ("GET", "/") => say(stream, name, "200 OK", format!("{name}\n").as_bytes()),
         ("GET", path) => match path.strip_prefix("/bytes/").and_then(|length| length.parse().ok()) {
             Some(length) => send_stream(stream, name, length),

@@ -37,9 +37,9 @@ pub(crate) struct Piece {
 /// What became of a datagram's first fragment, and becomes of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It went the way of its connection, with the ports that it had, as they lay in memory, and another identification where
-    /// the method gives one.
-    Ours { ports: u32, id: Option<u32> },
+    /// It went the way of its connection, with the ports that it had, as they lay in memory, another identification where
+    /// the method gives one, and so many bytes more than it had.
+    Ours { ports: u32, id: Option<u32>, shift: usize },
     /// The host's own stack got it.
     Kernel,
     /// It was dropped.

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use uvs_conntrack::Flow4;
 
-const OURS: Fate = Fate::Ours { ports: 7, id: None };
+const OURS: Fate = Fate::Ours { ports: 7, id: None, shift: 0 };
 
 fn key(id: u32) -> Key {
     Key { flow: Flow::V4(Flow4 { addresses: 1, ports: 0, protocol: 17 }), id }
