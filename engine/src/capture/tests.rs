@@ -168,6 +168,7 @@ const HELD: u8 = b'h';
 const DROPPED: u8 = b'd';
 const ELSEWHERE: u8 = b'e';
 const CUT: u8 = b'c';
+const FRAGMENTED: u8 = b'g';
 
 impl Process for Judge {
     fn process(&mut self, _: &Snapshot, now: Tick, packets: &mut [Packet<'_>], verdicts: &mut [Verdict]) {
@@ -178,10 +179,11 @@ impl Process for Judge {
                 TO_HOST => Verdict::ToKernel,
                 DROPPED => Verdict::Drop(Reason::Martian),
                 ELSEWHERE => Verdict::Transmit(PortId(2)),
+                FRAGMENTED => Verdict::Fragment(PortId(1), 1000),
                 CUT if packet.total_len() > 1014 => Verdict::Segment(1000),
                 _ => Verdict::Transmit(PortId(1)),
             };
-            if matches!(verdict, Verdict::Transmit(_)) {
+            if matches!(verdict, Verdict::Transmit(_) | Verdict::Fragment(..)) {
                 packet.frame_mut()[0] = 0xaa;
             }
         }
@@ -244,6 +246,12 @@ fn frames_are_shown_as_they_came_and_as_they_leave() {
     assert_eq!(shown[0], (0, Way::In, 4, 5054, "cut into segments of 1000 bytes at most".into()));
     assert!(shown[1..].iter().all(|shown| (shown.0, shown.1) == (4, Way::Out)), "{shown:?}");
     assert_eq!(shown[1..].iter().map(|shown| shown.3 - 54).sum::<u32>(), 5000);
+    let mut long = tcp([10, 0, 0, 2], 1000, [10, 0, 0, 1], 80, &[FRAGMENTED; 1400]);
+    // It may be fragmented.
+    long[20] &= !0x40;
+    assert!(worker.receive(PortId(0), long).sent.len() > 1);
+    let note = "sent in fragments of 1000 bytes at most".to_owned();
+    assert_eq!(seen(&mut feed), [(0, Way::In, 4, 1454, String::new()), (4, Way::Out, 0xaa, 1454, note)]);
     // A frame in several parts is shown whole.
     worker.receive(PortId(1), [[b'f'; 20_000].as_slice(), b"s"].concat());
     let shown = seen(&mut feed);
