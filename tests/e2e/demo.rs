@@ -51,7 +51,7 @@ fn it_succeeds() -> Outcome {
         "every answer was right",
         // Each method with its picture, its commands and its listing.
         "NAT  the director",
-        "FULLNAT  real servers",
+        "FULLNAT  real servers anywhere",
         "DR  real servers",
         "TUN  real servers",
         "192.168.4.11:80              FullNat 2 ",
@@ -61,8 +61,9 @@ fn it_succeeds() -> Outcome {
         "uvs real-server start --vip 203.0.113.100 --method tun",
         "│router─┤",
         "│switch─┤",
-        "through the director; they saw 203.0.113.1, the director",
-        "past the director; they saw 2001:db8:113::200, the client",
+        "-s wrr --client-address proxy-v2",
+        "through the director; their client is 203.0.113.200",
+        "past the director; their client is 2001:db8:113::200",
     ] {
         check(shown.contains(part), format!("{part:?} is not shown in\n{shown}"))?;
     }

@@ -33,11 +33,11 @@ impl Method {
                 "the director is the real servers' gateway: requests and answers pass it, rewritten"
             }
             Method::FullNat => {
-                "real servers in other networks, with a gateway of their own, answer the director"
+                "real servers anywhere answer the director, which tells them the client by the PROXY protocol"
             }
             Method::Direct => "real servers on the director's network answer the client themselves",
             Method::Tunnel => {
-                "real servers in other networks get requests in a tunnel and answer the client themselves"
+                "real servers anywhere get requests in a tunnel and answer the client themselves"
             }
         }
     }
@@ -85,9 +85,9 @@ impl Method {
         matches!(self, Method::Nat | Method::FullNat)
     }
 
-    /// Whether real servers see the client's own address.
-    pub(super) fn shows_client(self) -> bool {
-        self != Method::FullNat
+    /// Whether real servers learn the client's address by the PROXY protocol: the connection's own is the director's.
+    pub(super) fn is_told_by_proxy(self) -> bool {
+        self == Method::FullNat
     }
 
     /// How the hosts are wired.

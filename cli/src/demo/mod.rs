@@ -28,7 +28,7 @@ const CLIENTS: usize = 16;
 /// What `--help` says behind the options.
 const DETAILS: &str = "\
 For each method it builds the hosts in network namespaces of their own, sets them up with the commands that it prints, makes HTTP
-requests over IPv4 and IPv6, and checks every answer, each real server's share, the address at which real servers see the client,
+requests over IPv4 and IPv6, and checks every answer, each real server's share, the client's address as real servers see it,
 and whether answers pass the director. The machine's own network is not touched, and everything is removed at the end, also after
 Ctrl-C. It needs root.
 
@@ -57,13 +57,17 @@ pub struct Args {
     /// Be a real server of the demo: its name and address
     #[arg(long, hide = true, num_args = 2, value_names = ["NAME", "ADDRESS"])]
     serve: Option<Vec<String>>,
+
+    /// As a real server, expect the PROXY protocol
+    #[arg(long, hide = true, requires = "serve")]
+    proxied: bool,
 }
 
 /// Runs the demo. The status is 0 when every answer was right, 1 when something went wrong and 2 when this machine does not
 /// allow it to begin.
 pub fn run(args: &Args) -> ExitCode {
     let outcome = match &args.serve {
-        Some(server) => serve(server),
+        Some(server) => serve(server, args.proxied),
         None if args.clean => clean(),
         None => play(args),
     };
@@ -83,10 +87,10 @@ pub fn run(args: &Args) -> ExitCode {
     })
 }
 
-fn serve(server: &[String]) -> anyhow::Result<ExitCode> {
+fn serve(server: &[String], proxied: bool) -> anyhow::Result<ExitCode> {
     let [name, address] = server else { bail!("--serve wants a name and an address") };
     let address: SocketAddr = address.parse().with_context(|| format!("{address:?} is not ADDRESS:PORT"))?;
-    http::serve(address, name, || say("ready"))?;
+    http::serve(address, name, proxied, || say("ready"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -240,15 +244,11 @@ impl Show<'_> {
         let faults = self.faults(run);
         let mark = if faults.is_empty() { self.paint.good("✔") } else { self.paint.bad("✘") };
         let version = if run.family.is_ipv4() { "IPv4" } else { "IPv6" };
-        let seen = match &run.seen {
-            Ok(seen) if self.stage.method.shows_client() => format!("{seen}, the client"),
-            Ok(seen) => format!("{seen}, the director"),
-            Err(_) => "nobody".into(),
-        };
+        let seen = run.seen.as_ref().map_or_else(|_| "nobody".into(), ToString::to_string);
         let way = if self.stage.method.answers_pass() { "through" } else { "past" };
         let [one, other] = self.stage.servers(&run.report).map(|server| thousands(server.answers));
         say(&format!(
-            "  {mark} {version}: rs1 answered {one}, rs2 {other}, {way} the director; they saw {seen}"
+            "  {mark} {version}: rs1 answered {one}, rs2 {other}, {way} the director; their client is {seen}"
         ));
     }
 
@@ -268,7 +268,7 @@ impl Show<'_> {
                 ));
             }
         }
-        let expected = stage.expected_client(run.family);
+        let expected = stage.topology.client_address(run.family);
         match &run.seen {
             Ok(seen) if *seen == expected => {}
             Ok(seen) => faults.push(format!("a real server saw {seen} where it should see {expected}")),

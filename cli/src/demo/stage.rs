@@ -60,6 +60,7 @@ impl Stage {
         for (index, namespace) in topology.servers.iter().enumerate() {
             let mut command = Command::new(&program);
             command.args(["demo", "--serve", &name(index), &SocketAddr::new(any, 80).to_string()]);
+            command.args(method.is_told_by_proxy().then_some("--proxied"));
             servers.push(Process::start(namespace, &mut command)?);
         }
         let mut command = Command::new(&program);
@@ -97,7 +98,8 @@ impl Stage {
     /// The commands that make the virtual service, as they are typed after `ipvsadm`.
     pub(super) fn commands(&self, family: IpAddr) -> Vec<String> {
         let (service, option) = (self.service(family), self.method.option());
-        let mut commands = vec![format!("-A -t {service} -s wrr")];
+        let told = if self.method.is_told_by_proxy() { " --client-address proxy-v2" } else { "" };
+        let mut commands = vec![format!("-A -t {service} -s wrr{told}")];
         commands.extend(WEIGHTS.iter().enumerate().map(|(index, weight)| {
             let server = SocketAddr::new(self.topology.server_address(index, family), 80);
             format!("-a -t {service} -r {server} {option} -w {weight}")
@@ -161,21 +163,12 @@ impl Stage {
         })
     }
 
-    /// The address at which a real server sees the client.
+    /// The client's address as a real server sees it: the connection's, or what the PROXY protocol says.
     pub(super) fn seen_client(&self, family: IpAddr) -> anyhow::Result<IpAddr> {
         let mut connection = Connection::open(&self.topology.client, self.service(family), READY)?;
         let body = String::from_utf8_lossy(&connection.get("/client")?.body).into_owned();
         let seen: SocketAddr = body.trim_end().parse().with_context(|| format!("{body:?} is no address"))?;
         Ok(seen.ip().to_canonical())
-    }
-
-    /// The address at which real servers should see the client.
-    pub(super) fn expected_client(&self, family: IpAddr) -> IpAddr {
-        if self.method.shows_client() {
-            self.topology.client_address(family)
-        } else {
-            self.topology.director_address(family)
-        }
     }
 
     /// The real servers with the answers each gave.

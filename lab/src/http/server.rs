@@ -74,12 +74,12 @@ impl Drop for Server {
     }
 }
 
-/// Serves at `address` in the namespace of the calling thread as `name`, until the process ends. `ready` is called once
-/// clients can connect.
-pub fn serve(address: SocketAddr, name: &str, ready: impl FnOnce()) -> Result<()> {
+/// Serves at `address` in the namespace of the calling thread as `name`, until the process ends; if `proxied`, behind somebody who
+/// speaks the PROXY protocol. `ready` is called once clients can connect.
+pub fn serve(address: SocketAddr, name: &str, proxied: bool, ready: impl FnOnce()) -> Result<()> {
     let listener = open(address)?;
     ready();
-    accept(&listener, &Connections::default(), &Arc::default(), &name.into(), false);
+    accept(&listener, &Connections::default(), &Arc::default(), &name.into(), proxied);
     Ok(())
 }
 
