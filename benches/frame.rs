@@ -17,10 +17,11 @@ use uvs_engine::counters::Counters;
 use uvs_engine::forward::Method;
 use uvs_engine::nexthop::{NextHops, Route, Routes, Target};
 use uvs_engine::packet::checksum::{Sum, complete};
+use uvs_engine::packet::proxy::Version;
 use uvs_engine::packet::{ipv4, ipv6, protocol, tcp, udp};
 use uvs_engine::pipeline::Pipeline;
-use uvs_engine::plan::{Tunnel, TunnelChecksum, TunnelKind};
-use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey};
+use uvs_engine::plan::{AddressOption, Tell, Tunnel, TunnelChecksum, TunnelKind};
+use uvs_engine::service::{DestinationConfig, Destinations, LocalPool, Ports, Service, ServiceKey, Terms};
 use uvs_engine::snapshot::Port;
 use uvs_engine::verdict::Neighbour;
 use uvs_engine::worker::Process;
@@ -46,22 +47,34 @@ struct Case {
     method: Method,
     v4: bool,
     protocol: u8,
+    /// How full NAT tells clients' addresses: by each packet here, since the real server never answers.
+    tell: Tell,
 }
 
 impl Case {
     fn all() -> impl Iterator<Item = Case> {
-        Method::ALL.iter().flat_map(|method| {
+        let silent = Method::ALL.iter().flat_map(|method| {
             [true, false].into_iter().flat_map(move |v4| {
-                [protocol::TCP, protocol::UDP].map(|protocol| Case { method: *method, v4, protocol })
+                let tell = Tell::Nothing;
+                [protocol::TCP, protocol::UDP].map(|protocol| Case { method: *method, v4, protocol, tell })
             })
-        })
+        });
+        let tells = [Tell::Option(AddressOption::default()), Tell::Header(Version::Two)];
+        let telling = tells.into_iter().flat_map(|tell| {
+            [true, false].map(|v4| Case { method: Method::FullNat, v4, protocol: protocol::TCP, tell })
+        });
+        silent.chain(telling)
     }
 
     fn name(self) -> String {
         let method = match self.method {
             Method::Nat => "nat",
             Method::Direct => "direct",
-            Method::FullNat => "fullnat",
+            Method::FullNat => match self.tell {
+                Tell::Nothing => "fullnat",
+                Tell::Option(_) => "fullnat-toa",
+                Tell::Header(_) => "proxy",
+            },
             Method::Tunnel => "tunnel",
         };
         let version = if self.v4 { "ipv4" } else { "ipv6" };
@@ -131,6 +144,8 @@ impl Case {
         bytes[..2].copy_from_slice(&client.port().to_be_bytes());
         bytes[2..4].copy_from_slice(&service.port().to_be_bytes());
         let field = if self.protocol == protocol::TCP {
+            // What follows a SYN begins behind it.
+            bytes[4..8].copy_from_slice(&u32::from(flags & tcp::flag::SYN == 0).to_be_bytes());
             bytes[12..14].copy_from_slice(&[0x50, flags]);
             tcp::field::CHECKSUM
         } else {
@@ -233,6 +248,7 @@ impl Director {
         let service = Service::new(key, "rr", scheduler, destinations.clone()).expect("room for a service");
         let local = destinations.locals().enter(case.server(0).ip());
         service.set_locals(LocalPool::new(vec![(local, Ports::default())]));
+        service.set_terms(Terms { tell: case.tell, ..Terms::default() });
         for number in 1..=SERVERS {
             let address = case.server(number);
             let mut config = DestinationConfig::new(address, case.method);
@@ -343,7 +359,7 @@ fn prepared(case: Case, flows: usize) -> (Director, Traffic) {
 fn restoring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame/restore");
     for (name, v4) in [("ipv4", true), ("ipv6", false)] {
-        let case = Case { method: Method::Nat, v4, protocol: protocol::TCP };
+        let case = Case { method: Method::Nat, v4, protocol: protocol::TCP, tell: Tell::Nothing };
         for flows in FLOWS {
             let mut traffic = None;
             group.bench_function(BenchmarkId::new(name, flows), |bencher| {

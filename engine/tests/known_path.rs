@@ -6,7 +6,8 @@ use director::*;
 use std::net::SocketAddr;
 use uvs_engine::forward::Method;
 use uvs_engine::pipeline::View;
-use uvs_engine::service::{LocalPool, Ports};
+use uvs_engine::plan::{AddressOption, Tell};
+use uvs_engine::service::{LocalPool, Ports, Terms};
 use uvs_engine::{BATCH, Packet, PortId, Verdict};
 
 #[test]
@@ -48,13 +49,15 @@ fn packets_of_known_connections_allocate_nothing() {
 
 #[test]
 fn packets_of_known_connections_by_full_nat_allocate_nothing() {
-    for plan in plans() {
+    let tells = [Tell::Nothing, Tell::Option(AddressOption::default())];
+    for (plan, tell) in plans().into_iter().flat_map(|plan| tells.map(|tell| (plan, tell))) {
         for protocol in [TCP, UDP] {
             let mut director = Director::new();
             let local = SocketAddr::new(plan.second.ip(), 0);
             let locals = director.destinations.locals().enter(local.ip());
             for service in director.serve(plan.service) {
                 service.set_locals(LocalPool::new(vec![(locals.clone(), Ports::new([6000..=6063]))]));
+                service.set_terms(Terms { tell, ..Terms::default() });
                 service.add(&destination(plan.server, Method::FullNat, &plan)).unwrap();
             }
             let clients: Vec<Frame> = (1..=64)
@@ -69,7 +72,7 @@ fn packets_of_known_connections_by_full_nat_allocate_nothing() {
             for flags in [ACK, FIN | ACK, ACK, RST] {
                 let frames = clients.iter().map(|frame| Frame { flags, ..frame.clone() }.unfinished());
                 let frames: Vec<_> = frames.collect();
-                assert_eq!(allocations(&mut director, CLIENTS, frames), 0, "{protocol} {flags}");
+                assert_eq!(allocations(&mut director, CLIENTS, frames), 0, "{tell:?} {protocol} {flags}");
                 let replies = (6000..6064).map(|port| {
                     let to = SocketAddr::new(local.ip(), port);
                     Frame { to, ..Frame::from_server(&plan, protocol, flags) }.bytes()

@@ -239,7 +239,7 @@ fn fragments_of_the_first_datagram_move_behind_the_header() {
         let mut lab = telling(&plan, Version::Two);
         let whole = Frame { payload: (0..120).collect(), ..Frame::from_client(&plan, UDP, 0) }.bytes();
         let pieces: Vec<Vec<u8>> =
-            [(0, 48), (48, 96), (96, 128)].map(|(from, to)| piece(&whole, from, to)).to_vec();
+            [(0, 48), (48, 96), (96, 128)].map(|(from, to)| edit::piece(&whole, from, to)).to_vec();
         let mut datagram = vec![0; 160];
         for index in order {
             let (verdict, out) = lab.director.run(CLIENTS, &pieces[index]);
@@ -270,18 +270,44 @@ fn fragments_of_the_first_datagram_move_behind_the_header() {
     }
 }
 
-/// A fragment of an IPv4 frame, from one place in its payload to another.
-fn piece(whole: &[u8], from: usize, to: usize) -> Vec<u8> {
-    let mut piece = whole[..34].to_vec();
-    let more = 34 + to < whole.len();
-    piece.extend(&whole[34 + from..(34 + to).min(whole.len())]);
-    let length = u16::try_from(piece.len() - 14).unwrap();
-    piece[16..18].copy_from_slice(&length.to_be_bytes());
-    piece[18..20].copy_from_slice(&77_u16.to_be_bytes());
-    let word = u16::try_from(from / 8).unwrap() | if more { 0x2000 } else { 0 };
-    piece[20..22].copy_from_slice(&word.to_be_bytes());
-    uvs_engine::packet::ipv4::finish(&mut piece, 14).unwrap();
-    piece
+/// Nor do they in fragments, of which only the first shows where it belongs.
+#[test]
+fn a_client_cannot_write_a_header_in_fragments() {
+    let [plan, _] = plans();
+    for (flags, sequence) in [(SYN, 999), (ACK, 1000), (ACK, 990)] {
+        let mut lab = telling(&plan, Version::Two);
+        if flags == ACK {
+            lab.at_server(&Segment::new(lab.client(1), plan.service, SYN, 999, 0));
+        }
+        let mut segment = Segment::new(lab.client(1), plan.service, flags, sequence, 1);
+        segment.payload = b"....PROXY TCP4 6.6.6.6 7.7.7.7 1 2\r\n".to_vec();
+        let whole = segment.bytes(CLIENT_MAC, PORT_MACS[0]);
+        let first = lab.director.run(CLIENTS, &edit::piece(&whole, 0, 24)).0;
+        assert_eq!(first, Verdict::Drop(Reason::NoRoom), "{flags} {sequence}");
+        let rest = lab.director.run(CLIENTS, &edit::piece(&whole, 24, 60)).0;
+        assert_eq!(rest, Verdict::Drop(Reason::Fragment), "{flags} {sequence}");
+    }
+}
+
+/// The header goes into a packet of the size that a router asks for.
+#[test]
+fn clients_hear_of_paths_less_the_room_for_the_header() {
+    for (plan, version) in cases() {
+        let mut lab = telling(&plan, version);
+        let client = lab.client(1);
+        let syn = lab.syn(1, 1);
+        let seen = lab.at_server(&Segment::new(client, plan.service, ACK, 2, 1));
+        let length = u32::try_from(seen.payload.len()).unwrap();
+        let between = match (plan.client.is_ipv4(), plan.server.is_ipv4()) {
+            (true, false) => 1380,
+            (false, true) => 1420,
+            _ => 1400,
+        };
+        assert_eq!(mtu_told(&mut lab, &syn), between - length);
+        let end = seen.sequence.wrapping_add(length);
+        lab.at_client(&Segment::new(plan.server, syn.from, ACK, 1, end), client);
+        assert_eq!(mtu_told(&mut lab, &syn), between);
+    }
 }
 
 /// A conversation over networks that lose, repeat and reorder.

@@ -164,6 +164,36 @@ fn a_client_cannot_say_that_it_is_another() {
     }
 }
 
+/// Nor can it in fragments, which there is no room for the right one in.
+#[test]
+fn fragments_are_not_believed_either() {
+    let [plan, _] = plans();
+    let (mut talk, _) = Talk::new(&plan, AddressOption { on_syn: false, ..TOA }, vec![]);
+    let mut segment = talk.client_says(ACK, 36);
+    segment.options = toa("6.6.6.6:666".parse().unwrap(), TOA);
+    let whole = segment.bytes(CLIENT_MAC, PORT_MACS[0]);
+    let (verdict, out) = talk.lab.director.run(CLIENTS, &edit::piece(&whole, 0, 32));
+    assert_eq!(verdict, TO_SERVERS);
+    assert_eq!(out[54..62], [1; 8], "nothing is left of it");
+    let (verdict, rest) = talk.lab.director.run(CLIENTS, &edit::piece(&whole, 32, 64));
+    assert_eq!((verdict, &rest[34..]), (TO_SERVERS, &segment.payload[4..]));
+    assert_eq!(talk.told(), (0, 1));
+}
+
+/// Packets of the size that a router asks for would get too long by the option.
+#[test]
+fn clients_hear_of_paths_less_the_room_for_the_option() {
+    for plan in plans() {
+        let (mut talk, seen) = Talk::new(&plan, TOA, vec![]);
+        let told = mtu_told(&mut talk.lab, &seen);
+        assert_eq!(told, 1400 - u32::try_from(toa(plan.client, TOA).len()).unwrap());
+        let mut data = talk.server_says(ACK, 5001);
+        data.payload = vec![1];
+        talk.lab.at_client(&data, talk.client);
+        assert_eq!(mtu_told(&mut talk.lab, &seen), 1400);
+    }
+}
+
 #[test]
 fn without_room_the_packet_goes_on_alone() {
     for plan in plans() {

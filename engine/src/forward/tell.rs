@@ -32,17 +32,17 @@ use uvs_conntrack::{Direction, Flow, Found, flags};
 pub(crate) struct Telling<'a> {
     pub(crate) destinations: &'a Destinations,
     pub(crate) counters: &'a WorkerCounters,
-    /// What became of a datagram that holds more now.
-    pub(crate) grown: &'a Cell<Grown>,
+    /// What became of a packet whose payload is another now.
+    pub(crate) resized: &'a Cell<Option<Resized>>,
 }
 
-/// A datagram that holds more than it did.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Grown {
-    /// So many bytes more.
-    pub(crate) by: usize,
-    /// Length of its IP packet, or of its first fragment, in bytes.
-    pub(crate) to: usize,
+/// A packet whose payload is another than it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resized {
+    /// How many bytes more the datagram holds.
+    pub(crate) more: usize,
+    /// Length of the IP packet, or of the first fragment, in bytes.
+    pub(crate) packet_len: usize,
 }
 
 /// The flags that a connection of this protocol begins with.
@@ -112,7 +112,7 @@ fn option(
     telling: &Telling<'_>,
 ) -> Result<(), Reason> {
     let Found { connection, direction, .. } = passage.found;
-    if parsed.kind != Kind::Whole {
+    if parsed.kind == Kind::Later {
         return Ok(());
     }
     let tcp_flags = parsed.tcp_flags;
@@ -129,7 +129,9 @@ fn option(
             };
             let limit = passage.egress.mtu as usize;
             if wanted {
-                let told = insert_option(packet, parsed, &address_option(&client, &how), limit)?;
+                // The rest of a segment that is cut up counts on where its first fragment ends.
+                let whole = parsed.kind == Kind::Whole;
+                let told = whole && insert_option(packet, parsed, &address_option(&client, &how), limit)?;
                 let event = if told { Event::ClientTold } else { Event::ClientNotTold };
                 telling.counters.count(event, 1);
             }

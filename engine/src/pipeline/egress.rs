@@ -6,7 +6,7 @@ use super::{View, fragments};
 use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
-use crate::forward::tell::{self, Grown, Telling};
+use crate::forward::tell::{self, Resized, Telling};
 use crate::forward::tunnel::{Ends, Marks};
 use crate::forward::{self, Method, direct, families, fullnat, nat, partial, tunnel};
 use crate::nexthop::{Cached, HopWord, Resolved};
@@ -233,24 +233,31 @@ impl Tracker {
         packet: &mut Packet<'_>,
         passage: &Passage<'_>,
     ) -> Result<Verdict, Refused> {
-        let grown = Cell::new(Grown::default());
-        let telling = Telling { destinations: &self.destinations, counters: &self.counters, grown: &grown };
+        let resized = Cell::new(None);
+        let telling =
+            Telling { destinations: &self.destinations, counters: &self.counters, resized: &resized };
         if fullnat::translate(packet, passage, &telling)? {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
         let port = forward::send(packet, passage.parsed, passage.hop, passage.egress)?;
-        match grown.get() {
-            Grown { by: 0, .. } => Ok(passage.verdict(port)),
-            grown => Ok(self.grown(packet, passage, grown, port)),
+        match resized.get() {
+            None => Ok(passage.verdict(port)),
+            Some(resized) => Ok(self.resized(packet, passage, resized, port)),
         }
     }
 
-    /// The verdict for a datagram that holds more now. Its fragments come from an address that many clients share.
+    /// The verdict for a packet whose payload is another now. Its fragments come from an address that many clients share.
     #[cold]
-    fn grown(&self, packet: &mut Packet<'_>, passage: &Passage<'_>, grown: Grown, port: PortId) -> Verdict {
-        self.shifted.set(grown.by);
+    fn resized(
+        &self,
+        packet: &mut Packet<'_>,
+        passage: &Passage<'_>,
+        resized: Resized,
+        port: PortId,
+    ) -> Verdict {
+        self.shifted.set(resized.more);
         let mtu = passage.egress.mtu;
-        if grown.to <= mtu as usize {
+        if resized.packet_len <= mtu as usize {
             return Verdict::Transmit(port);
         }
         fragments::rename(packet.frame_mut(), Some(self.commons.fragments.another_id()));

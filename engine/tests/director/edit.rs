@@ -89,3 +89,17 @@ pub fn tagged(mut frame: Vec<u8>, tags: &[(u16, u16)]) -> Vec<u8> {
     frame.splice(12..12, tags.collect::<Vec<u8>>());
     frame
 }
+
+/// A fragment of an IPv4 frame, from one place in its payload to another.
+pub fn piece(whole: &[u8], from: usize, to: usize) -> Vec<u8> {
+    let mut piece = whole[..34].to_vec();
+    let more = 34 + to < whole.len();
+    piece.extend(&whole[34 + from..(34 + to).min(whole.len())]);
+    let length = u16::try_from(piece.len() - 14).unwrap();
+    piece[16..18].copy_from_slice(&length.to_be_bytes());
+    piece[18..20].copy_from_slice(&77_u16.to_be_bytes());
+    let word = u16::try_from(from / 8).unwrap() | if more { 0x2000 } else { 0 };
+    piece[20..22].copy_from_slice(&word.to_be_bytes());
+    uvs_engine::packet::ipv4::finish(&mut piece, 14).unwrap();
+    piece
+}

@@ -77,6 +77,21 @@ impl Segment {
     }
 }
 
+/// Puts the pseudo-header's sum in the place of the checksum of a TCP segment without IP options, as a local socket leaves it for
+/// a device to finish.
+pub fn leave_unfinished(bytes: &mut [u8]) {
+    let (addresses, transport) = if bytes[12..14] == [8, 0] { (26, 34) } else { (22, 54) };
+    let length = u16::try_from(bytes.len() - transport).unwrap();
+    let mut words = bytes[addresses..transport].to_vec();
+    words.extend([0, 6]);
+    words.extend(length.to_be_bytes());
+    let sum =
+        words.chunks(2).fold(0_u32, |sum, word| sum + u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    bytes[transport + 16..transport + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// Options as they lie in a segment.
 pub fn options(elements: &[TcpOptionElement]) -> Vec<u8> {
     let mut header = TcpHeader::default();
@@ -163,4 +178,27 @@ impl Lab {
 
 pub fn local_of(plan: &Plan) -> IpAddr {
     if plan.server.is_ipv4() { "172.16.0.77".parse().unwrap() } else { "fd00:2::77".parse().unwrap() }
+}
+
+/// What a client hears of a path of 1400 bytes when a router before the real server says so of a packet that the real server
+/// would have `seen`.
+pub fn mtu_told(lab: &mut Lab, seen: &Segment) -> u32 {
+    let v4 = lab.plan.server.is_ipv4();
+    let frame = Segment { payload: vec![0; 8], ..seen.clone() }.bytes(PORT_MACS[1], SERVER_MAC);
+    let error = report::Report {
+        to_mac: PORT_MACS[1],
+        from_mac: SERVER_MAC,
+        from: if v4 { "172.16.0.99" } else { "fd00:2::99" }.parse().unwrap(),
+        to: seen.from.ip(),
+        ttl: 60,
+        kind: if v4 { 3 } else { 2 },
+        code: if v4 { 4 } else { 0 },
+        word: 1400_u32.to_be_bytes(),
+        quote: frame[14..].to_vec(),
+    };
+    let (verdict, out) = lab.director.run(SERVERS, &error.bytes());
+    assert_eq!(verdict, TO_CLIENTS);
+    assert_eq!(oracle::verify(&out), Ok(()));
+    let at = if lab.plan.client.is_ipv4() { 14 + 20 + 4 } else { 14 + 40 + 4 };
+    u32::from_be_bytes(out[at..at + 4].try_into().unwrap())
 }

@@ -10,13 +10,13 @@
 //! Nothing else than the header ever takes its place: what the client sends before its first byte, which a real server passes
 //! over, is shorter than what it passes over, and a SYN brings no data.
 
-use super::{Grown, Telling, lengthened, open};
+use super::{Resized, Telling, lengthened, open};
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::fullnat::{renumber, shift};
 use crate::packet::checksum::{Delta, Sum};
 use crate::packet::ipv4::{self, Ipv4};
-use crate::packet::ipv6::Ipv6;
+use crate::packet::ipv6::{self, Ipv6};
 use crate::packet::protocol;
 use crate::packet::proxy::{self, Version};
 use crate::packet::tcp::{self, Tcp, flag};
@@ -84,8 +84,12 @@ fn from_client(
         if sequence.wrapping_add(1) != first {
             return Err(Reason::BeganAgain);
         }
+        if parsed.kind != Kind::Whole {
+            return Err(Reason::NoRoom);
+        }
         if payload > 0 {
             cut(packet, parsed, header_len)?;
+            telling.resized.set(Some(Resized { more: 0, packet_len: parsed.packet_len() - payload }));
         }
         blank(packet, parsed, header_len, FAST_OPEN)?;
         return shift(packet, parsed, Direction::In, delta, |number| number);
@@ -96,14 +100,15 @@ fn from_client(
     if past > 0 {
         return shift(packet, parsed, Direction::In, delta.wrapping_add(length), |number| number);
     }
+    // What a first fragment is the beginning of would lie beside or in the header's place.
+    if parsed.kind != Kind::Whole {
+        return Err(Reason::NoRoom);
+    }
     if past < 0 && payload > past.unsigned_abs() as usize {
         return Err(Reason::Malformed);
     }
     shift(packet, parsed, Direction::In, delta, |number| number)?;
     if past == 0 && parsed.tcp_flags & (flag::ACK | flag::RST) == flag::ACK {
-        if parsed.kind != Kind::Whole {
-            return Err(Reason::NoRoom);
-        }
         insert(packet, parsed, header_len, &header, passage.egress.mtu as usize)?;
         telling.counters.count(Event::ClientTold, 1);
     }
@@ -164,11 +169,20 @@ fn datagram(
     let packet_len = parsed.packet_len() + more;
     if packet_len > passage.egress.mtu as usize {
         // Who sent it does not know of the header, and could not make it shorter.
-        if let Flow::V4(_) = parsed.flow {
-            Ipv4::parse_mut(frame, parsed.network())?.let_fragment();
+        let network = parsed.network();
+        match parsed.flow {
+            Flow::V4(_) => Ipv4::parse_mut(frame, network)?.let_fragment(),
+            // Which extension headers each fragment would have to have, nobody looks for.
+            Flow::V6(_) => {
+                let next = Ipv6::parse(frame, network)?.next_header();
+                let known = if next == ipv6::FRAGMENT { ipv6::FRAGMENT_HEADER_LEN } else { 0 };
+                if at != network + ipv6::HEADER_LEN + known {
+                    return Err(Reason::NoRoom);
+                }
+            }
         }
     }
-    telling.grown.set(Grown { by: more, to: packet_len });
+    telling.resized.set(Some(Resized { more, packet_len }));
     telling.counters.count(Event::ClientTold, 1);
     Ok(())
 }
@@ -247,7 +261,7 @@ fn cut(packet: &mut Packet<'_>, parsed: &Parsed, header_len: usize) -> Result<()
             ipv4::finish(frame, network).ok_or(Reason::Truncated)?;
         }
         Flow::V6(_) => {
-            let fixed = u16::try_from(crate::packet::ipv6::HEADER_LEN).unwrap_or(0);
+            let fixed = u16::try_from(ipv6::HEADER_LEN).unwrap_or(0);
             Ipv6::parse_mut(frame, network)?.set_payload_len(length - fixed);
         }
     }
