@@ -101,15 +101,10 @@ impl<'a> Entry<'a> {
 
     /// The flow of packets that travel in `direction`.
     pub(crate) fn flow(self, direction: Direction, meta: Meta) -> Flow {
-        let at = direction.index();
         match self {
             Entry::Narrow(narrow, _) => Flow::V4(narrow.flow(direction, meta.protocol())),
             Entry::Wide(wide) => {
-                let flow = Flow6 {
-                    addresses: [0, 1, 2, 3].map(|n: usize| wide.addresses[at][n].load(Relaxed)),
-                    ports: wide.ports[at].load(Relaxed),
-                    protocol: meta.protocol(),
-                };
+                let flow = wide.flow(direction, meta.protocol());
                 if meta.is_ipv4(direction) { Flow::V4(flow.unmapped()) } else { Flow::V6(flow) }
             }
         }
@@ -142,6 +137,16 @@ impl Narrow {
     fn flow(&self, direction: Direction, protocol: u8) -> Flow4 {
         let at = direction.index();
         Flow4 { addresses: self.addresses[at].load(Relaxed), ports: self.ports[at].load(Relaxed), protocol }
+    }
+}
+
+impl Wide {
+    #[inline(always)]
+    fn flow(&self, direction: Direction, protocol: u8) -> Flow6 {
+        let at = direction.index();
+        let [a, b, c, d] = &self.addresses[at];
+        let addresses = [a.load(Relaxed), b.load(Relaxed), c.load(Relaxed), d.load(Relaxed)];
+        Flow6 { addresses, ports: self.ports[at].load(Relaxed), protocol }
     }
 }
 
@@ -194,6 +199,16 @@ impl Connection<'_> {
         match self.entry {
             Entry::Narrow(narrow, _) => Some(narrow.flow(direction, meta.protocol())),
             Entry::Wide(_) => self.wide_flow4(direction),
+        }
+    }
+
+    /// As [`Connection::flow4`], when both sides are IPv6.
+    #[inline]
+    #[must_use]
+    pub fn flow6(&self, meta: Meta, direction: Direction) -> Option<Flow6> {
+        match self.entry {
+            Entry::Wide(wide) if !meta.is_ipv4(direction) => Some(wide.flow(direction, meta.protocol())),
+            _ => None,
         }
     }
 

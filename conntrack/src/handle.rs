@@ -293,12 +293,14 @@ impl<S: Storage> Handle<S> {
         let entry @ Entry::Wide(wide) = self.table.entry(id)? else { return None };
         let direction = reference.direction();
         let at = direction.index();
-        let same = wide.ports[at].load(Relaxed) == flow.ports
-            && wide.addresses[at]
-                .iter()
-                .zip(flow.addresses)
-                .all(|(stored, word)| stored.load(Relaxed) == word);
-        if !same {
+        let [a, b, c, d] = &wide.addresses[at];
+        let [e, f, g, h] = flow.addresses;
+        let differs = a.load(Relaxed) ^ e
+            | b.load(Relaxed) ^ f
+            | c.load(Relaxed) ^ g
+            | d.load(Relaxed) ^ h
+            | u64::from(wide.ports[at].load(Relaxed) ^ flow.ports);
+        if differs != 0 {
             return None;
         }
         let meta = entry.meta();

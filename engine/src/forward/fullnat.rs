@@ -225,7 +225,6 @@ fn translate_family(
 
 /// Translates sequence numbers by the connection's delta: of a client's packets to what the real server knows, of the server's
 /// acknowledgements back.
-#[inline]
 pub(super) fn renumber(
     packet: &mut Packet<'_>,
     parsed: &Parsed,
@@ -237,40 +236,50 @@ pub(super) fn renumber(
     if direction == Direction::In && parsed.tcp_flags & ENDS == flag::FIN {
         note_end(packet, parsed, connection)?;
     }
-    shift(packet, parsed, direction, delta, |number| number.wrapping_sub(delta))
+    shift(packet.frame_mut(), parsed, direction, delta, |number| number.wrapping_sub(delta))
 }
 
 /// Adds `delta` to the sequence number of a client's packet, or makes a real server's acknowledgements what `map` makes of
-/// them.
+/// them. `frame` is the packet's first part.
 #[inline]
-pub(super) fn shift(
-    packet: &mut Packet<'_>,
+pub(crate) fn shift(
+    frame: &mut [u8],
     parsed: &Parsed,
     direction: Direction,
     delta: u32,
     map: impl Fn(u32) -> u32,
 ) -> Result<(), Reason> {
-    let tcp_flags = parsed.tcp_flags;
-    let (frame, at) = (packet.frame_mut(), parsed.transport());
+    let (flags, at) = (parsed.tcp_flags, parsed.transport());
     let mut tcp = Tcp::parse_mut(frame, at)?;
-    let header_len = tcp.header_len();
-    let (changed, mut options) = match direction {
-        Direction::In => (tcp.add_to_sequence(delta), tcp_flags & flag::SYN != 0),
-        Direction::Out if tcp_flags & flag::ACK != 0 => {
+    let (changed, has_numbers) = match direction {
+        Direction::In => (tcp.add_to_sequence(delta), flags & flag::SYN != 0),
+        Direction::Out if flags & flag::ACK != 0 => {
             let number = tcp.acknowledgement();
             (tcp.add_to_acknowledgement(map(number).wrapping_sub(number)), true)
         }
         Direction::Out => (Delta::default(), false),
     };
-    options &= header_len > tcp::HEADER_LEN;
-    let mut changed = changed;
-    if options {
-        let options = frame.get_mut(at + tcp::HEADER_LEN..at + header_len).ok_or(Reason::Truncated)?;
-        changed = changed.plus(match direction {
-            Direction::In => tcp_options::blank(options, TIMESTAMPS),
-            Direction::Out => tcp_options::map_sack(options, map),
-        });
+    tcp.adjust(changed);
+    if has_numbers && tcp.header_len() > tcp::HEADER_LEN {
+        return shift_options(frame, at, direction, map);
     }
+    Ok(())
+}
+
+/// The same of its options: those that acknowledge go along, and a client's timestamps are not negotiated.
+#[inline(never)]
+fn shift_options(
+    frame: &mut [u8],
+    at: usize,
+    direction: Direction,
+    map: impl Fn(u32) -> u32,
+) -> Result<(), Reason> {
+    let end = at + Tcp::parse_mut(frame, at)?.header_len();
+    let options = frame.get_mut(at + tcp::HEADER_LEN..end).ok_or(Reason::Truncated)?;
+    let changed = match direction {
+        Direction::In => tcp_options::blank(options, TIMESTAMPS),
+        Direction::Out => tcp_options::map_sack(options, map),
+    };
     Tcp::parse_mut(frame, at)?.adjust(changed);
     Ok(())
 }

@@ -72,6 +72,7 @@ impl Method {
     }
 
     /// Whether replies come back through the director and must be found by the real server's side of the connection.
+    #[inline]
     pub(crate) fn sees_replies(self) -> bool {
         matches!(self, Method::Nat | Method::FullNat)
     }

@@ -110,8 +110,8 @@ fn headers6(
     if let Ok(mut header) = Ipv6::parse_mut(frame, network) {
         header.forward(&to.addresses);
     }
-    let words = from.addresses.iter().zip(&to.addresses);
-    let delta = words.fold(Delta::default(), |delta, (old, new)| delta.word64(*old, *new));
+    let ([a, b, c, d], [e, f, g, h]) = (from.addresses, to.addresses);
+    let delta = Delta::default().word64(a, e).word64(b, f).word64(c, g).word64(d, h);
     ports(frame, transport, from.protocol, to.ports, delta.word32(from.ports, to.ports));
     unfinished
 }

@@ -69,11 +69,10 @@ impl Sum {
     /// The pseudo-header of IPv6 (RFC 8200 §8.1), with the addresses as words loaded from the packet.
     #[inline]
     pub fn pseudo6(addresses: &[u64; 4], protocol: u8, length: u32) -> Sum {
-        let mut sum = u64::from(u16::from_ne_bytes([0, protocol])) + u64::from(length.to_be());
-        for word in addresses {
-            sum += (word & 0xffff_ffff) + (word >> 32);
-        }
-        Sum(sum)
+        let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
+        let [a, b, c, d] = *addresses;
+        let rest = u64::from(u16::from_ne_bytes([0, protocol])) + u64::from(length.to_be());
+        Sum(rest + halves(a) + halves(b) + halves(c) + halves(d))
     }
 
     /// The pseudo-header of IPv4 for addresses that do not come from a packet.

@@ -115,9 +115,10 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
     #[inline]
     pub fn forward(&mut self, addresses: &[u64; 4]) {
         self.0[field::HOP_LIMIT] = self.0[field::HOP_LIMIT].wrapping_sub(1);
+        let [a, b, c, d] = addresses.map(u64::to_ne_bytes);
         let (words, _) = self.0[field::ADDRESSES].as_chunks_mut::<8>();
-        for (word, address) in words.iter_mut().zip(addresses) {
-            *word = address.to_ne_bytes();
+        if let [first, second, third, fourth] = words {
+            (*first, *second, *third, *fourth) = (a, b, c, d);
         }
     }
 

@@ -133,7 +133,7 @@ impl Passage<'_> {
     /// Makes the packet what masquerading sends, or leaves it as direct routing does. Returns whether its checksum was unfinished
     /// and is complete now.
     #[inline]
-    pub(super) fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
+    fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
         match &self.parsed.flow {
             Flow::V4(from) => self.rewrite4(packet, method, from),
             Flow::V6(from) => self.rewrite6(packet, method, from),
@@ -166,11 +166,11 @@ impl Passage<'_> {
         method: Method,
         from: &Flow6,
     ) -> Result<bool, Refused> {
-        let Found { connection, direction, .. } = *self.found;
+        let Found { connection, meta, direction } = *self.found;
         match method {
-            Method::Nat => match connection.flow(direction.reversed()) {
-                Flow::V6(other) => Ok(nat::translate6(packet, self.parsed, from, &other.reversed())),
-                Flow::V4(_) => Err(Reason::DestinationGone.into()),
+            Method::Nat => match connection.flow6(meta, direction.reversed()) {
+                Some(other) => Ok(nat::translate6(packet, self.parsed, from, &other.reversed())),
+                None => Err(Reason::DestinationGone.into()),
             },
             Method::Direct | Method::FullNat | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
         }

@@ -7,11 +7,13 @@ use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
-use crate::forward::{self, Method, nat, partial, tell, tunnel};
+use crate::forward::{self, Method, direct, fullnat, nat, partial, tunnel};
+use crate::nexthop::HopWord;
 use crate::packet::ethernet::Ethernet;
+use crate::packet::protocol;
 use crate::snapshot::Port;
 use crate::verdict::Verdict;
-use uvs_conntrack::{Flow, Flow4, Flow6, Found};
+use uvs_conntrack::{Flow, Flow4, Flow6, Found, Hit, flags};
 
 impl Tracker {
     /// The verdict for a packet of a known connection, as [`Tracker::known`] comes to it for every packet. `false`, and nothing
@@ -35,27 +37,13 @@ impl Tracker {
         }
         let Some(Way::Hop(hop)) = Way::remembered(view, &connection, direction) else { return false };
         let Some(egress) = view.snapshot.ports.get(usize::from(hop.port().0)) else { return false };
-        let Some(method) = Method::of_flags(meta.flags()) else { return false };
         if !is_easy(parsed, egress) {
             return false;
         }
-        let to = match method {
-            Method::Nat => flow.opposite(found),
-            Method::Direct => Some(flow.clone()),
-            Method::FullNat | Method::Tunnel => None,
-        };
-        let Some(to) = to.filter(|_| !parsed.is_tagged()) else {
-            // A copy, for the one above to stay in registers.
-            let found = Found { connection, meta, direction };
-            if tell::needs_room(&found) {
-                return false;
-            }
-            let passage = Passage { parsed, found: &found, hop, egress };
-            connection.touch(direction, view.now);
-            self.count_packet(destination, direction, parsed);
-            self.pass(view, packet, &passage, method, verdict);
-            return true;
-        };
+        if Method::of_flags(meta.flags()) != Some(Method::Nat) || parsed.is_tagged() {
+            return self.detour(view, packet, parsed, flow, found.hit(), (hop, egress), verdict);
+        }
+        let Some(to) = flow.opposite(found) else { return false };
         connection.touch(direction, view.now);
         self.count_packet(destination, direction, parsed);
         let frame = packet.frame_mut();
@@ -70,29 +58,65 @@ impl Tracker {
         true
     }
 
-    /// The verdict for a packet that may go on, by any method.
+    /// The same for tagged frames and the other methods.
     #[inline(never)]
-    fn pass(
+    fn detour<F: Family>(
         &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
-        passage: &Passage<'_>,
-        method: Method,
+        parsed: &Parsed,
+        flow: &F,
+        hit: Hit,
+        (hop, egress): (HopWord, &Port),
         verdict: &mut Verdict,
-    ) {
-        let Passage { parsed, found, hop, egress } = *passage;
-        let sent = match method {
-            Method::Tunnel => self.tunnel(view, packet, passage),
-            Method::FullNat => self.full_nat(packet, passage),
-            Method::Nat | Method::Direct => passage.rewrite(packet, method).and_then(|completed| {
-                self.counters.count(Event::ChecksumCompleted, u64::from(completed));
-                Ok(Verdict::Transmit(forward::send(packet, parsed, hop, egress)?))
-            }),
+    ) -> bool {
+        // Looked up again: handed over, it would have to be waited for.
+        let Some(found) = self.handle.found(hit) else { return false };
+        let Found { connection, meta, direction } = found;
+        let Some(method) = Method::of_flags(meta.flags()) else { return false };
+        if meta.flags() & flags::TELL != 0 {
+            return false;
+        }
+        let to = if method.sees_replies() { flow.opposite(found) } else { None };
+        if method.sees_replies() && to.is_none() {
+            return false;
+        }
+        connection.touch(direction, view.now);
+        self.count_packet(connection.destination(), direction, parsed);
+        if method == Method::Tunnel {
+            let passage = Passage { parsed, found: &Found { connection, meta, direction }, hop, egress };
+            *verdict = match self.tunnel(view, packet, &passage) {
+                Ok(verdict) => verdict,
+                Err(refused) => self.refuse(view, packet, parsed, direction, refused),
+            };
+            return true;
+        }
+        let completed = match to {
+            Some(to) => {
+                let frame = packet.frame_mut();
+                let unfinished = flow.rewrite(frame, parsed, &to);
+                if method == Method::FullNat && meta.protocol() == protocol::TCP {
+                    let delta = connection.sequence().delta;
+                    if let Err(reason) = fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta)) {
+                        *verdict = Verdict::Drop(reason);
+                        return true;
+                    }
+                }
+                if unfinished {
+                    partial::finish(packet, parsed, &to.into());
+                }
+                unfinished
+            }
+            None => direct::pass(packet, parsed),
         };
-        *verdict = match sent {
-            Ok(verdict) => verdict,
-            Err(refused) => self.refuse(view, packet, parsed, found.direction, refused),
+        if completed {
+            self.counters.count(Event::ChecksumCompleted, 1);
+        }
+        *verdict = match forward::send(packet, parsed, hop, egress) {
+            Ok(port) => Verdict::Transmit(port),
+            Err(reason) => Verdict::Drop(reason),
         };
+        true
     }
 }
 
@@ -103,7 +127,7 @@ fn is_easy(parsed: &Parsed, egress: &Port) -> bool {
 }
 
 /// A packet's flow, of one IP version.
-pub(super) trait Family: Clone + Into<Flow> {
+pub(super) trait Family: Sized + Into<Flow> {
     /// The flow that its connection's other side has the packet in. None: that is of the other version.
     fn opposite(&self, found: Found<'_>) -> Option<Self>;
 
@@ -126,10 +150,7 @@ impl Family for Flow4 {
 impl Family for Flow6 {
     #[inline(always)]
     fn opposite(&self, found: Found<'_>) -> Option<Self> {
-        match found.connection.flow(found.direction.reversed()) {
-            Flow::V6(flow) => Some(flow.reversed()),
-            Flow::V4(_) => None,
-        }
+        found.connection.flow6(found.meta, found.direction.reversed()).map(Flow6::reversed)
     }
 
     #[inline(always)]

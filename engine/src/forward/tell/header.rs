@@ -92,13 +92,13 @@ fn from_client(
             telling.resized.set(Some(Resized { more: 0, packet_len: parsed.packet_len() - payload }));
         }
         blank(packet, parsed, header_len, FAST_OPEN)?;
-        return shift(packet, parsed, Direction::In, delta, |number| number);
+        return shift(packet.frame_mut(), parsed, Direction::In, delta, |number| number);
     }
     let header = header(passage.found);
     let length = u32::try_from(header.len()).unwrap_or(0);
     let past = sequence.wrapping_sub(first).cast_signed();
     if past > 0 {
-        return shift(packet, parsed, Direction::In, delta.wrapping_add(length), |number| number);
+        return shift(packet.frame_mut(), parsed, Direction::In, delta.wrapping_add(length), |number| number);
     }
     // What a first fragment is the beginning of would lie beside or in the header's place.
     if parsed.kind != Kind::Whole {
@@ -107,7 +107,7 @@ fn from_client(
     if past < 0 && payload > past.unsigned_abs() as usize {
         return Err(Reason::Malformed);
     }
-    shift(packet, parsed, Direction::In, delta, |number| number)?;
+    shift(packet.frame_mut(), parsed, Direction::In, delta, |number| number)?;
     if past == 0 && parsed.tcp_flags & (flag::ACK | flag::RST) == flag::ACK {
         insert(packet, parsed, header_len, &header, passage.egress.mtu as usize)?;
         telling.counters.count(Event::ClientTold, 1);
@@ -139,7 +139,7 @@ fn from_server(packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) -> R
             connection.clear(flags::TELL);
         }
     }
-    shift(packet, parsed, Direction::Out, delta, map)
+    shift(packet.frame_mut(), parsed, Direction::Out, delta, map)
 }
 
 /// The connection's first datagram has the header, and no other.
