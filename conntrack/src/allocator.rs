@@ -78,6 +78,12 @@ impl Allocator {
         self.free[class as usize].pop()
     }
 
+    /// The entry that the `ahead`th next call of [`Allocator::take`] gives, as far as that is known.
+    pub(crate) fn coming(&self, class: Class, ahead: usize) -> Option<ConnId> {
+        let free = &self.free[class as usize];
+        free.get(free.len().checked_sub(ahead)?).copied()
+    }
+
     #[cold]
     fn refill(&mut self, class: Class, header: &Header, exchange: &Exchange, epochs: &Epochs) {
         let at = class as usize;

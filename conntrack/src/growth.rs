@@ -161,7 +161,7 @@ impl<S: Storage> Handle<S> {
         let buckets = stripe * STRIPE..((stripe + 1) * STRIPE).min(old_buckets);
         for bucket in buckets.clone().filter_map(|number| index.buckets.get(number as usize)) {
             for slot in 0..SLOTS {
-                self.prefetch_entry(bucket.reference(slot));
+                self.table.prefetch(bucket.reference(slot).id());
             }
         }
         let mut complete = true;

@@ -187,23 +187,8 @@ impl<S: Storage> Handle<S> {
     /// likeliest entry, for the last stage to try before it searches.
     #[inline]
     pub fn candidate(&self, hash: u64) -> Candidate {
-        let fetch = |reference| self.prefetch_entry(reference);
+        let fetch = |reference: Reference| self.table.prefetch(reference.id());
         Candidate { hash, likeliest: self.table.index().near(hash, fetch, prefetch) }
-    }
-
-    #[inline]
-    pub(crate) fn prefetch_entry(&self, reference: Reference) {
-        let id = reference.id();
-        let (storage, number) = (&self.table.storage, id.number() as usize);
-        match id.class() {
-            Class::Narrow => storage.narrow().get(number).into_iter().for_each(prefetch),
-            Class::Wide => {
-                if let Some(wide) = storage.wide().get(number) {
-                    prefetch(wide);
-                    prefetch(&wide.addresses);
-                }
-            }
-        }
     }
 
     /// Last stage: the connection with this flow, whose candidate this is, of the same batch, if it is the likeliest one and both

@@ -36,7 +36,7 @@ use crate::flow::{Direction, Flow};
 use crate::handle::Handle;
 use crate::index::Reference;
 use crate::meta::{Meta, Phase, flags};
-use crate::storage::Storage;
+use crate::storage::{Storage, prefetch};
 use crate::sync::{AcqRel, Relaxed, Release, SeqCst, fence, spin_loop};
 use crate::time::Tick;
 use crate::{DestinationId, NEW_CONNECTION_SECONDS};
@@ -116,6 +116,9 @@ pub enum NotInserted {
     ReplyTaken,
 }
 
+/// How many insertions ahead an entry is fetched: what an insertion writes to it has to arrive before it can be published.
+const AHEAD: usize = 2;
+
 /// What an insertion learnt of others with one of its flows.
 #[derive(Clone, Copy)]
 enum Rivals {
@@ -144,6 +147,9 @@ impl<S: Storage> Handle<S> {
             let reply = self.hash(&new.real);
             self.prefetch(reply);
             claim = new.exclusive_reply.then_some(reply);
+            if claim.is_some() && self.table.claims.load(Relaxed) == 0 {
+                self.table.claims.store(1, Relaxed);
+            }
         }
         loop {
             let id = self.prepare(new, now)?;
@@ -184,6 +190,12 @@ impl<S: Storage> Handle<S> {
         let table = &self.table;
         let header = table.storage.header();
         let id = self.allocator.take(new.class(), header, &table.exchange, &table.epochs);
+        if let Some(coming) = self.allocator.coming(new.class(), AHEAD) {
+            table.prefetch(coming);
+            if let Some(entry) = table.entry(coming) {
+                prefetch(entry.cold());
+            }
+        }
         let entry = id.and_then(|id| table.entry(id));
         let (Some(id), Some(entry)) = (id, entry) else {
             self.counters().full.add(1);
@@ -320,7 +332,10 @@ impl<S: Storage> Handle<S> {
             if self.table.index().remove(hash, reference) {
                 self.count_slots(-1);
             }
-        } else if matches!(self.rivals(hash, id, Direction::Out, real), Rivals::Live(_)) {
+        // Who claims says so before its own fence: either we see that here, or it saw the reference that we just put.
+        } else if self.table.claims.load(Relaxed) != 0
+            && matches!(self.rivals(hash, id, Direction::Out, real), Rivals::Live(_))
+        {
             self.forgo_reply(id, hash);
         }
         true

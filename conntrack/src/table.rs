@@ -12,7 +12,7 @@ use crate::index::{Index, Levels};
 use crate::layout::{Geometry, Limits, MAGIC, MAX_CONNECTIONS, VERSION};
 use crate::repair;
 use crate::stats::TableStats;
-use crate::storage::{Heap, Storage};
+use crate::storage::{Heap, Storage, prefetch};
 #[cfg(not(loom))]
 use crate::storage::{Memfd, MemfdError};
 use crate::sync::{AtomicU32, Relaxed, Release};
@@ -58,6 +58,8 @@ pub struct Table<S: Storage> {
     pub(crate) sweep_at: CachePadded<AtomicU32>,
     /// Connections the table held when it was mapped, by class.
     pub(crate) inherited: [u64; 2],
+    /// Not zero when there may be connections that have their reply flow for themselves.
+    pub(crate) claims: AtomicU32,
     numbers: Numbers,
 }
 
@@ -170,10 +172,14 @@ impl<S: Storage> Table<S> {
             growth: Growth::new(geometry.max_level),
             sweep_at: CachePadded::new(AtomicU32::new(0)),
             inherited: [0; 2],
+            claims: AtomicU32::new(0),
             numbers: Numbers::read(storage.records()),
             storage,
         };
         repair::take_over(&mut table)?;
+        if table.inherited != [0; 2] {
+            table.claims.store(1, Relaxed);
+        }
         Ok(Arc::new(table))
     }
 
@@ -236,6 +242,21 @@ impl<S: Storage> Table<S> {
                 Some(Entry::Narrow(narrow, self.storage.cold().get(number)?))
             }
             Class::Wide => Some(Entry::Wide(self.storage.wide().get(number)?)),
+        }
+    }
+
+    /// Fetches what packets of a connection need of its entry.
+    #[inline]
+    pub(crate) fn prefetch(&self, id: ConnId) {
+        let number = id.number() as usize;
+        match id.class() {
+            Class::Narrow => self.storage.narrow().get(number).into_iter().for_each(prefetch),
+            Class::Wide => {
+                if let Some(wide) = self.storage.wide().get(number) {
+                    prefetch(wide);
+                    prefetch(&wide.addresses);
+                }
+            }
         }
     }
 

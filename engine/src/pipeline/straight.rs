@@ -97,7 +97,9 @@ impl Tracker {
                 let unfinished = flow.rewrite(frame, parsed, &to);
                 if method == Method::FullNat && meta.protocol() == protocol::TCP {
                     let delta = connection.sequence().delta;
-                    if let Err(reason) = fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta)) {
+                    if let Err(reason) =
+                        fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta))
+                    {
                         *verdict = Verdict::Drop(reason);
                         return true;
                     }
