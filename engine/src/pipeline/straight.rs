@@ -19,12 +19,12 @@ impl Tracker {
     /// The verdict for a packet of a known connection, as [`Tracker::known`] comes to it for every packet. `false`, and nothing
     /// has happened: the packet is not that simple.
     #[inline(always)]
-    pub(super) fn straight(
+    pub(super) fn straight<F: Family>(
         &self,
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        flow: &impl Family,
+        flow: &F,
         found: Found<'_>,
         verdict: &mut Verdict,
     ) -> bool {
@@ -41,7 +41,7 @@ impl Tracker {
             return false;
         }
         if Method::of_flags(meta.flags()) != Some(Method::Nat) || parsed.is_tagged() {
-            return self.detour(view, packet, parsed, flow, found.hit(), (hop, egress), verdict);
+            return self.detour::<F>(view, packet, parsed, found.hit(), (hop, egress), verdict);
         }
         let Some(to) = flow.opposite(found) else { return false };
         connection.touch(direction, view.now);
@@ -65,13 +65,12 @@ impl Tracker {
         view: &View<'_>,
         packet: &mut Packet<'_>,
         parsed: &Parsed,
-        flow: &F,
         hit: Hit,
         (hop, egress): (HopWord, &Port),
         verdict: &mut Verdict,
     ) -> bool {
         // Looked up again: handed over, it would have to be waited for.
-        let Some(found) = self.handle.found(hit) else { return false };
+        let (Some(found), Some(flow)) = (self.handle.found(hit), F::of(&parsed.flow)) else { return false };
         let Found { connection, meta, direction } = found;
         let Some(method) = Method::of_flags(meta.flags()) else { return false };
         if meta.flags() & flags::TELL != 0 {
@@ -130,6 +129,9 @@ fn is_easy(parsed: &Parsed, egress: &Port) -> bool {
 
 /// A packet's flow, of one IP version.
 pub(super) trait Family: Sized + Into<Flow> {
+    /// The flow, if it is of this version.
+    fn of(flow: &Flow) -> Option<&Self>;
+
     /// The flow that its connection's other side has the packet in. None: that is of the other version.
     fn opposite(&self, found: Found<'_>) -> Option<Self>;
 
@@ -138,6 +140,11 @@ pub(super) trait Family: Sized + Into<Flow> {
 }
 
 impl Family for Flow4 {
+    #[inline]
+    fn of(flow: &Flow) -> Option<&Self> {
+        if let Flow::V4(flow) = flow { Some(flow) } else { None }
+    }
+
     #[inline(always)]
     fn opposite(&self, found: Found<'_>) -> Option<Self> {
         found.connection.flow4(found.meta, found.direction.reversed()).map(Flow4::reversed)
@@ -150,6 +157,11 @@ impl Family for Flow4 {
 }
 
 impl Family for Flow6 {
+    #[inline]
+    fn of(flow: &Flow) -> Option<&Self> {
+        if let Flow::V6(flow) = flow { Some(flow) } else { None }
+    }
+
     #[inline(always)]
     fn opposite(&self, found: Found<'_>) -> Option<Self> {
         found.connection.flow6(found.meta, found.direction.reversed()).map(Flow6::reversed)
