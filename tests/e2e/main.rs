@@ -20,8 +20,10 @@ mod methods;
 mod proxy;
 mod raw;
 mod real_server;
+mod selftest;
 mod tell;
 mod traffic;
+mod uml;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         ("endings", endings::TESTS),
         ("families", families::TESTS),
         ("demo", demo::TESTS),
+        ("selftest", selftest::TESTS),
+        ("uml", uml::TESTS),
     ];
     harness::run(files, matrix::tests())
 }
