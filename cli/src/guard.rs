@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use uvs_control::api::{Request, Response};
 use uvs_control::client::ClientError;
 use uvs_control::director::reserve;
+use uvs_engine::steer::diversion;
 use uvs_engine::steer::guard::{self, Standing};
 
 /// Arguments of `uvs guard`.
@@ -51,6 +52,9 @@ fn status() -> anyhow::Result<ExitCode> {
             None => say(&format!("{device}: stands; only root may see for how long\n")),
         }
     }
+    for device in diversion::devices()? {
+        say(&format!("{device}: this host's own packets of balanced connections go to a director\n"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -63,6 +67,9 @@ fn off(socket: &Socket) -> anyhow::Result<ExitCode> {
         Err(ClientError::NoDirector(_)) => {
             if reserve::restore()? {
                 say("ports that were reserved for full NAT are free again\n");
+            }
+            for device in diversion::remove_all()? {
+                say(&format!("{device}: this host's own packets go by it again\n"));
             }
         }
         Err(error) => return Err(error.into()),

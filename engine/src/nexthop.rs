@@ -51,6 +51,14 @@ impl HopWord {
     }
 }
 
+impl From<Hop> for HopWord {
+    fn from(hop: Hop) -> Self {
+        let [c, d, e, f, g, h] = hop.mac;
+        let [a, b] = hop.port.0.to_be_bytes();
+        HopWord(u64::from_be_bytes([a, b, c, d, e, f, g, h]) | RESOLVED)
+    }
+}
+
 /// Link-layer addresses of next hops: a bounded array that the control thread writes and every worker reads.
 #[derive(Debug)]
 pub struct NextHops {
@@ -100,11 +108,9 @@ impl NextHops {
 
     /// Gives the next hop a link-layer address.
     pub fn set(&self, id: HopId, hop: Hop) {
-        let [c, d, e, f, g, h] = hop.mac;
-        let [a, b] = hop.port.0.to_be_bytes();
         if let Some(word) = self.words.get(usize::from(id.0)) {
             let used = word.load(Relaxed) & USED;
-            word.store(u64::from_be_bytes([a, b, c, d, e, f, g, h]) | RESOLVED | used, Relaxed);
+            word.store(HopWord::from(hop).0 | used, Relaxed);
         }
     }
 

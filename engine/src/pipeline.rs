@@ -8,6 +8,7 @@ mod commons;
 mod egress;
 mod errors;
 mod fragments;
+mod own;
 mod parse;
 mod schedule;
 mod state;
@@ -104,7 +105,7 @@ impl Pipeline {
         let ports = &view.snapshot.ports;
         // Frames whose verdict is open after parsing stand at the front of the stage.
         let mut open = 0;
-        for (at, (packet, verdict)) in (0_u8..).zip(packets.iter().zip(verdicts.iter_mut())) {
+        for (at, (packet, verdict)) in (0_u8..).zip(packets.iter_mut().zip(verdicts.iter_mut())) {
             let Some(staged) = self.stage.get_mut(open) else { break };
             let port = ports.get(usize::from(packet.port().0));
             match parse::parse(packet, port, &mut staged.parsed) {
@@ -113,10 +114,7 @@ impl Pipeline {
                     staged.hash = self.tracker.hash(&staged.parsed.flow);
                     open += 1;
                 }
-                Err(settled) => {
-                    *verdict = settled;
-                    count(&self.tracker.counters, settled);
-                }
+                Err(settled) => *verdict = settle(&self.tracker, view, packet, settled),
             }
         }
         let stage = &mut self.stage[..open.min(BATCH)];
@@ -128,7 +126,7 @@ impl Pipeline {
             let (Some(packet), Some(verdict)) = (packets.get_mut(at), verdicts.get_mut(at)) else { continue };
             self.tracker.judge(view, packet, &staged.parsed, staged.candidate, verdict);
             if !matches!(*verdict, Verdict::Transmit(_)) {
-                count(&self.tracker.counters, *verdict);
+                *verdict = settle(&self.tracker, view, packet, *verdict);
             }
         }
     }
@@ -154,8 +152,13 @@ impl Pipeline {
     }
 }
 
+/// Counts what is not simply sent. What of this host's own turns out not to be ours gets the verdict that it deserves.
 #[cold]
-fn count(counters: &WorkerCounters, verdict: Verdict) {
+fn settle(tracker: &Tracker, view: &View<'_>, packet: &mut Packet<'_>, mut verdict: Verdict) -> Verdict {
+    if verdict == Verdict::ToKernel && view.snapshot.is_own_port(packet.port()) {
+        verdict = tracker.give_own_back(view, packet);
+    }
+    let counters = &tracker.counters;
     match verdict {
         Verdict::Fragment(..) => counters.count(Event::Fragmented, 1),
         Verdict::Segment(_) => counters.count(Event::Segmented, 1),
@@ -164,6 +167,7 @@ fn count(counters: &WorkerCounters, verdict: Verdict) {
         // Whoever carries these out counts them.
         Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await => {}
     }
+    verdict
 }
 
 impl Process for Pipeline {

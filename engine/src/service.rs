@@ -317,6 +317,7 @@ impl Service {
         core.slots.insert(config.address, slot);
         // Before the first packet can ask for it.
         self.destinations.set_plan(place.id, plan);
+        self.tell_server(place.id, config);
         self.destinations.open(place.id, index);
         Ok(place.id)
     }
@@ -337,8 +338,15 @@ impl Service {
             member.method = config.method;
             member.plan = plan;
             self.destinations.set_plan(member.place.id, plan);
+            self.tell_server(member.place.id, config);
         }
         Ok(())
+    }
+
+    fn tell_server(&self, id: DestinationId, config: &DestinationConfig) {
+        if !config.method.sees_replies() {
+            self.destinations.set_server(id, config.address.ip());
+        }
     }
 
     /// Sets the address that packets of our own to a real server come from, which follows this host's addresses and routes.

@@ -7,7 +7,7 @@
 use crate::batch::PortId;
 use crate::mtu::PathMtus;
 use crate::nexthop::{NextHops, Routes};
-use crate::service::Services;
+use crate::service::{LocalPool, Services};
 use arc_swap::ArcSwap;
 use crossbeam_utils::CachePadded;
 use std::net::IpAddr;
@@ -63,6 +63,16 @@ impl Default for ForwardOptions {
     }
 }
 
+/// How packets of this host's own sockets come and go.
+#[derive(Clone, Debug)]
+pub struct OwnTraffic {
+    /// The device that they come by when they are for a service or from a real server that is this host itself, and go by to
+    /// them.
+    pub port: PortId,
+    /// The addresses of this host that real servers see its own connections to services come from, each with the ports to use.
+    pub sources: Arc<[(IpAddr, Arc<LocalPool>)]>,
+}
+
 /// Everything that decides what happens to a packet and is not itself changed by packets.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -78,6 +88,8 @@ pub struct Snapshot {
     pub ports: Arc<[Port]>,
     /// The addresses of this host, sorted.
     pub own: Arc<[IpAddr]>,
+    /// How packets of this host's own sockets come and go; none: they do not.
+    pub own_traffic: Option<OwnTraffic>,
     /// State timeouts (`ipvsadm --set`).
     pub timeouts: Arc<Timeouts>,
     /// What becomes of the connections of removed real servers.
@@ -98,6 +110,7 @@ impl Snapshot {
             hops,
             ports: Arc::from([]),
             own: Arc::from([]),
+            own_traffic: None,
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
             options: ForwardOptions::default(),
@@ -108,6 +121,11 @@ impl Snapshot {
     /// Whether this host has the address.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         self.own.binary_search(&address).is_ok()
+    }
+
+    /// Whether packets that come by `port` are this host's own.
+    pub(crate) fn is_own_port(&self, port: PortId) -> bool {
+        self.own_traffic.as_ref().is_some_and(|own| own.port == port)
     }
 
     /// The address of this host that tells the sender of a packet that came in by `port` of an error, in the family of

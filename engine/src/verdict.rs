@@ -109,8 +109,10 @@ reasons! {
     NeighbourUnresolved = "neighbour_unresolved",
     /// Too many frames were already waiting for a next hop.
     HoldFull = "hold_full",
-    /// The chosen real server is this host, on another port than the service's, which masquerading cannot serve.
+    /// The connection is of a socket of this host, whose packets do not come here to be translated.
     LocalServer = "local_server",
+    /// The real server's address is a loopback one, and the client is not this host, or the address is ::1.
+    LoopbackServer = "loopback_server",
     /// The frame is longer than the egress device takes.
     TooBig = "too_big",
     /// No frame was free to cut a longer one into.

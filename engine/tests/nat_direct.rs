@@ -303,7 +303,7 @@ fn real_servers_that_cannot_be_reached() {
         ("through another device", "172.17.0.1:80", Method::Nat, Verdict::Drop(Reason::EgressNotOurs)),
         ("this host, directly", "172.16.0.9:80", Method::Direct, Verdict::ToKernel),
         ("this host, by a tunnel", "172.16.0.9:80", Method::Tunnel, Verdict::ToKernel),
-        ("this host, same port", "172.16.0.9:80", Method::Nat, Verdict::ToKernel),
+        ("this host, another address", "172.16.0.9:80", Method::Nat, Verdict::Drop(Reason::LocalServer)),
         ("this host, another port", "172.16.0.9:81", Method::Nat, Verdict::Drop(Reason::LocalServer)),
     ] {
         let mut director = Director::new();

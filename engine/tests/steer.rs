@@ -11,7 +11,7 @@ use frames::*;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use uvs_engine::steer::{DryRun, Guard, Guarded, Keys, SteerError, Steering};
+use uvs_engine::steer::{Diversion, DryRun, Guard, Guarded, Keys, SteerError, Steering};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -438,7 +438,10 @@ fn changes_take_effect_at_once() {
     is(&program, &reply, OURS);
     assert!(steering.remove_reply(ip("10.0.0.10"), 80, TCP).unwrap());
     is(&program, &reply, THEIRS);
-    assert_eq!(steering.keys(), Keys { services: 0, replies: 0, locals: 0, sources: 0, tunnels: 0 });
+    assert_eq!(
+        steering.keys(),
+        Keys { services: 0, replies: 0, locals: 0, sources: 0, tunnels: 0, own_servers: 0 }
+    );
 }
 
 #[test]
@@ -575,4 +578,48 @@ fn icmp_error(kind: u8, source: IpAddr, destination: IpAddr, quoted: &[u8]) -> V
         (IpAddr::V6(source), IpAddr::V6(destination)) => ipv6(source, destination, 58, &error),
         _ => panic!("one packet, two families"),
     }
+}
+
+/// What this host sends and we have to see: on the loopback device what is for services, everywhere what its own real servers
+/// answer.
+#[test]
+fn diverts_this_hosts_own() {
+    let mut steering = example();
+    for (address, port, protocol) in
+        [("192.0.2.1", 8080, TCP), ("127.0.0.1", 53, UDP), ("fd00::1", 8080, TCP)]
+    {
+        steering.add_own_server(ip(address), port, protocol).unwrap();
+    }
+    let to_service = "192.0.2.1:80";
+    let closed = |about: &str, by: &str| {
+        let request = packet(UDP, at(about), at(by));
+        frame(&icmp_error(3, at(by).ip(), at(about).ip(), &request))
+    };
+    let cut = |from, to| frame(&ipv4(ip4(from), ip4(to), UDP, 0x2000, &[], &[0; 24]));
+    // What; the frame; whether it is diverted on the loopback device, and on others.
+    let table = [
+        ("to a service", plain(TCP, "192.0.2.1:40000", to_service), [true, false]),
+        ("to one of any port", plain(UDP, "192.0.2.2:40000", "192.0.2.2:9"), [true, false]),
+        ("to one of IPv6", plain(TCP, "[2001:db8::1]:40000", "[2001:db8::1]:80"), [true, false]),
+        ("to another port", plain(TCP, "192.0.2.1:40000", "192.0.2.1:22"), [false, false]),
+        ("to a client of this host", plain(TCP, to_service, "192.0.2.1:40000"), [false, false]),
+        ("to a real server", plain(TCP, "10.0.0.1:40000", "10.0.0.10:8080"), [false, false]),
+        ("from a real server here", plain(TCP, "192.0.2.1:8080", "198.51.100.7:4000"), [true, true]),
+        ("from one at a loopback address", plain(UDP, "127.0.0.1:53", "192.0.2.1:4000"), [true, true]),
+        ("from one of IPv6", plain(TCP, "[fd00::1]:8080", "[2001:db8:f::7]:4000"), [true, true]),
+        ("from another of its ports", plain(TCP, "192.0.2.1:22", "198.51.100.7:4000"), [false, false]),
+        ("from another protocol", plain(UDP, "192.0.2.1:8080", "198.51.100.7:4000"), [false, false]),
+        ("that a real server here is closed", closed("198.51.100.7:4000", "127.0.0.1:53"), [true, true]),
+        ("that another socket is", closed("198.51.100.7:4000", "127.0.0.1:54"), [false, false]),
+        ("a fragment to a service", cut("10.0.0.1", "192.0.2.2"), [true, false]),
+        ("a fragment from a real server here", cut("127.0.0.1", "192.0.2.9"), [true, true]),
+        ("another fragment", cut("10.0.0.1", "10.0.0.10"), [false, false]),
+    ];
+    let diversion = Diversion::new(&steering, 1, Duration::from_secs(600)).unwrap();
+    for (what, frame, expected) in &table {
+        let diverted = [true, false].map(|loopback| diversion.diverts(loopback, frame).unwrap());
+        assert_eq!(diverted, *expected, "{what}");
+    }
+    diversion.refresh(Duration::ZERO).unwrap();
+    assert!(table.iter().all(|(_, frame, _)| !diversion.diverts(true, frame).unwrap()), "its time is over");
 }

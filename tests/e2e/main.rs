@@ -15,8 +15,10 @@ mod fullnat;
 mod harness;
 mod icmp;
 mod kernel;
+mod local;
 mod matrix;
 mod methods;
+mod own;
 mod proxy;
 mod raw;
 mod real_server;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         ("proxy", proxy::TESTS),
         ("endings", endings::TESTS),
         ("families", families::TESTS),
+        ("own", own::TESTS),
+        ("local", local::TESTS),
         ("demo", demo::TESTS),
         ("selftest", selftest::TESTS),
         ("uml", uml::TESTS),

@@ -64,7 +64,7 @@ fn try_real_server(namespace: &Namespace, line: &str) -> Result<(Option<i32>, St
 }
 
 /// An HTTP server on the virtual address of each real server.
-fn on_the_vip(world: &World, family: IpAddr) -> Result<Vec<Server>, Failed> {
+pub(crate) fn on_the_vip(world: &World, family: IpAddr) -> Result<Vec<Server>, Failed> {
     let servers = world.topology.servers.iter().enumerate();
     let servers =
         servers.map(|(n, server)| Server::start(server, world.service(family), &format!("vip{}", n + 1)));
@@ -140,7 +140,7 @@ fn the_other_ip_version(world: &mut World) -> Outcome {
 }
 
 /// Every kernel setting of a namespace's devices, and every address.
-fn everything(namespace: &Namespace) -> Result<Vec<String>, Failed> {
+pub(crate) fn everything(namespace: &Namespace) -> Result<Vec<String>, Failed> {
     fn read(path: &Path, all: &mut Vec<String>) {
         let Ok(entries) = std::fs::read_dir(path) else { return };
         for entry in entries.flatten() {
@@ -172,7 +172,7 @@ fn everything(namespace: &Namespace) -> Result<Vec<String>, Failed> {
 }
 
 /// Whether a namespace is as it was; what is different otherwise.
-fn same(namespace: &Namespace, before: &[String], what: &str) -> Outcome {
+pub(crate) fn same(namespace: &Namespace, before: &[String], what: &str) -> Outcome {
     let after = everything(namespace)?;
     let gone: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
     let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();

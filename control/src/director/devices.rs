@@ -6,7 +6,7 @@ use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use uvs_engine::link::Device;
 use uvs_engine::snapshot::Port;
-use uvs_engine::steer::way_back::DEVICE_PREFIX;
+use uvs_engine::steer::{diversion, way_back};
 use uvs_engine::worker::MAX_WORKERS;
 
 /// The devices of this network namespace that a director could be given.
@@ -14,10 +14,9 @@ use uvs_engine::worker::MAX_WORKERS;
 /// # Errors
 /// When the kernel does not list its devices.
 pub fn usable() -> Result<Vec<Device>, StartError> {
-    Ok(Device::all()?
-        .into_iter()
-        .filter(|device| device.up && !device.name.starts_with(DEVICE_PREFIX))
-        .collect())
+    let ours = [way_back::DEVICE_PREFIX, diversion::DEVICE_PREFIX];
+    let is_ours = |device: &Device| ours.iter().any(|prefix| device.name.starts_with(prefix));
+    Ok(Device::all()?.into_iter().filter(|device| device.up && !is_ours(device)).collect())
 }
 
 /// The devices meant by `interfaces`.

@@ -53,7 +53,7 @@ impl Kernel {
             vips,
             reach: Reach::default(),
             failing: false,
-            held: config.load().ports.iter().map(|port| port.ifindex).collect(),
+            held: held(&config),
             config,
         };
         state.follow_addresses();
@@ -219,6 +219,14 @@ impl State {
         }
         Changes { addresses, routes: rerouted, next_hops: rerouted || resolved }
     }
+}
+
+/// The devices that are held: all of the snapshot's but the one that this host's own packets come by.
+fn held(config: &Config) -> Vec<u32> {
+    let snapshot = config.load();
+    let own = snapshot.own_traffic.as_ref().map(|own| usize::from(own.port.0));
+    let ports = snapshot.ports.iter().enumerate().filter(|(number, _)| Some(*number) != own);
+    ports.map(|(_, port)| port.ifindex).collect()
 }
 
 /// The address of this host that the kernel sends packets of its own to `destination` from. None: it has no way there, or no

@@ -83,6 +83,12 @@ impl Locals {
         LocalPool::new(addresses.iter().map(usable).collect())
     }
 
+    /// What connections of this host's own to services choose from at one of its addresses.
+    pub(super) fn own_pool(&self, address: IpAddr) -> Arc<LocalPool> {
+        let local = self.destinations.locals().enter(address);
+        LocalPool::new(vec![(local, self.host.without(&Ports::default()))])
+    }
+
     /// The services that have local addresses.
     pub(super) fn services(&self) -> impl Iterator<Item = ServiceKey> {
         self.services.iter().filter(|(_, pool)| !pool.addresses.is_empty()).map(|(key, _)| *key)

@@ -10,6 +10,7 @@ mod kernel;
 mod ladder;
 mod load;
 mod locals;
+mod own;
 mod plane;
 mod rates;
 mod report;
@@ -29,6 +30,7 @@ use kernel::Kernel;
 use ladder::Climbed;
 use load::Load;
 use nix::time::{ClockId, clock_gettime};
+use own::Own;
 use plane::Plane;
 use report::Report;
 use std::io::{self, Write};
@@ -43,15 +45,16 @@ use uvs_engine::link::Device;
 use uvs_engine::nexthop::NextHops;
 use uvs_engine::pipeline::{Commons, Pipeline};
 use uvs_engine::service::Destinations;
-use uvs_engine::snapshot::Snapshot;
+use uvs_engine::snapshot::{OwnTraffic, Snapshot};
 use uvs_engine::steer::way_back::Injected;
-use uvs_engine::steer::{Guard, Guarded, SteerError, Steering, WayBack};
+use uvs_engine::steer::{Guard, Guarded, OwnDevice, SteerError, Steering, WayBack, diversion};
 use uvs_engine::worker::Notices;
 use uvs_engine::{Config, link};
 use watch::{End, Watch};
 
-/// How long the guard behind packet sockets stands without being renewed, at least. It is renewed every two seconds.
-const LEAST_BEHIND_COPIES: Duration = Duration::from_secs(10);
+/// How long the guard behind packet sockets, and what diverts this host's own packets, stand without being renewed, at least. They
+/// are renewed every half second.
+const LEAST: Duration = Duration::from_secs(10);
 
 /// Captures have this long to show the last frames.
 const LAST_FRAMES: Duration = Duration::from_millis(500);
@@ -207,26 +210,32 @@ impl Director {
         let counters = Counters::new(options.limits.destinations);
         let destinations = Destinations::new(table.clone(), counters.clone());
         let config = Config::new(Snapshot::empty(NextHops::new(NEXT_HOPS)));
+        // What a director that was killed left behind.
+        restore_ports();
+        diversion::remove_all()?;
+        let own_device = Arc::new(OwnDevice::open()?);
+        let own_port = own::port_id(chosen.len());
         config.publish(|snapshot| {
-            snapshot.ports = devices::ports(chosen).into();
+            snapshot.ports = devices::ports(chosen).into_iter().chain([own::port(&own_device)]).collect();
+            snapshot.own_traffic = Some(OwnTraffic { port: own_port, sources: Arc::from([]) });
             snapshot.on_remove = options.on_remove;
             snapshot.options = options.forward;
         });
 
-        // What a director that was killed left behind.
-        restore_ports();
         let vips = options.assign_vips.then(|| open_vips(chosen)).transpose()?;
         let kernel = Kernel::open(config.clone(), vips)?;
         kernel.survey()?;
 
         let cores = devices::cores(&options.workers, chosen)?;
         let steering = Steering::new()?;
-        let Climbed { crew, attachments } = ladder::climb(options, chosen, &cores, &steering)?;
+        let Climbed { mut crew, attachments } = ladder::climb(options, chosen, &cores, &steering)?;
         config.publish(|snapshot| {
             let mut ports = snapshot.ports.to_vec();
-            ports.iter_mut().for_each(|port| port.merged = ladder::merges(&attachments, port.ifindex));
+            let held = ports.iter_mut().take(chosen.len());
+            held.for_each(|port| port.merged = ladder::merges(&attachments, port.ifindex));
             snapshot.ports = ports.into();
         });
+        crew.add_own(own_device.clone(), own_port);
         let way_back = Arc::new(WayBack::open()?);
         let mut handles = (0..cores.len()).map(|_| table.handle()).collect::<Result<Vec<_>, _>>()?;
         let mut handle = table.handle()?;
@@ -260,6 +269,7 @@ impl Director {
         };
         let mut plane =
             Plane::new(config.clone(), destinations, steering, kernel.clone(), report, options.reserve_ports);
+        plane.own = divert(&plane.steering, &own_device, options, chosen);
         plane.set_local(kernel.local_addresses());
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
         configure(&registry, options)?;
@@ -281,8 +291,8 @@ impl Director {
             return Ok(());
         }
         let (guarded, timeout) = match options.on_crash {
-            OnCrash::Kernel => (Guarded::AllTaken, LEAST_BEHIND_COPIES),
-            OnCrash::Guard if copies => (Guarded::AllTaken, options.guard_timeout.0.max(LEAST_BEHIND_COPIES)),
+            OnCrash::Kernel => (Guarded::AllTaken, LEAST),
+            OnCrash::Guard if copies => (Guarded::AllTaken, options.guard_timeout.0.max(LEAST)),
             OnCrash::Guard => (Guarded::Certain, options.guard_timeout.0),
         };
         match put_up(&plane.steering, timeout, guarded, chosen) {
@@ -306,8 +316,13 @@ impl Director {
         plane.report.attachments.clear();
         if crashed {
             plane.keep_guard();
-        } else if let Err(error) = plane.take_guard_down() {
-            tracing::error!("the guard stands still, for its time: `uvs guard off` takes it away ({error})");
+        } else {
+            plane.own.take().into_iter().for_each(Own::end);
+            if let Err(error) = plane.take_guard_down() {
+                tracing::error!(
+                    "the guard stands still, for its time: `uvs guard off` takes it away ({error})"
+                );
+            }
         }
         restore_ports();
         kernel.withdraw_all();
@@ -316,6 +331,20 @@ impl Director {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// What is to divert this host's own packets. A kernel that cannot does not keep the director from starting.
+fn divert(steering: &Steering, to: &OwnDevice, options: &RunOptions, chosen: &[Device]) -> Option<Own> {
+    let timeout = match options.on_crash {
+        OnCrash::Guard => options.guard_timeout.0,
+        OnCrash::Kernel => LEAST,
+    };
+    let devices = chosen.iter().map(|device| device.index).collect();
+    let own = Own::new(steering, to, devices, timeout.max(LEAST));
+    let refused = |error| {
+        tracing::warn!("connections of this host's own to its services are not balanced: {error}");
+    };
+    own.map_err(refused).ok()
 }
 
 fn restore_ports() {

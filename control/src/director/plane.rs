@@ -3,6 +3,7 @@
 
 use super::kernel::{Kernel, source_towards};
 use super::locals::Locals;
+use super::own::Own;
 use super::rates::Averages;
 use super::report::Report;
 use super::services;
@@ -37,6 +38,8 @@ pub(super) struct Plane {
     pub(super) report: Report,
     /// The guard, and how long it may outlive this process.
     pub(super) guard: Option<(Guard, Duration)>,
+    /// This host's own traffic, unless the kernel does not divert it.
+    pub(super) own: Option<Own>,
     members: HashMap<ServiceKey, HashMap<SocketAddr, Member>>,
     lingering: HashSet<Claim>,
     locals: Locals,
@@ -63,16 +66,17 @@ struct Member {
 /// kernel would answer the connections' packets with a RST. One that comes back meanwhile takes its claim back, so that
 /// there is one for each way its packets took, however often it comes and goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Claim {
+pub(super) struct Claim {
     id: DestinationId,
-    service: ServiceKey,
-    reply: Option<SocketAddr>,
+    pub(super) service: ServiceKey,
+    pub(super) method: Method,
+    pub(super) reply: Option<SocketAddr>,
 }
 
 impl Claim {
     fn of(service: ServiceKey, address: SocketAddr, member: Member) -> Self {
         let replies = matches!(member.method, Method::Nat | Method::FullNat);
-        Claim { id: member.id, service, reply: replies.then_some(address) }
+        Claim { id: member.id, service, method: member.method, reply: replies.then_some(address) }
     }
 }
 
@@ -94,6 +98,7 @@ impl Plane {
             kernel,
             report,
             guard: None,
+            own: None,
             members: HashMap::new(),
             lingering: HashSet::new(),
             averages: Averages::default(),
@@ -144,6 +149,9 @@ impl Plane {
     /// The kernel gives its own sockets other ports, or this host has other addresses: local ports keep out of their way.
     fn set_host_ports(&mut self) {
         complain(self.steering.set_host_ports(self.locals.host_ports()));
+        if let Some(own) = &self.own {
+            own.publish(&self.config, |address| self.locals.own_pool(address));
+        }
         let snapshot = self.config.load();
         for key in self.locals.services() {
             if let Some(service) = snapshot.services.find(&key) {
@@ -155,7 +163,11 @@ impl Plane {
     /// Takes the steering keys away that were kept for connections which are gone.
     fn release_idle(&mut self) {
         let idle = |claim: &Claim| self.destinations.connections(claim.id) == Connections::default();
-        for Claim { service, reply, .. } in self.lingering.extract_if(idle) {
+        for claim in self.lingering.extract_if(idle) {
+            let Claim { service, reply, .. } = claim;
+            if let Some(own) = &mut self.own {
+                own.release(&mut self.steering, &claim);
+            }
             complain(self.steering.remove_service(service.address, service.port, service.protocol));
             if let Some(reply) = reply {
                 complain(self.steering.remove_reply(reply.ip(), reply.port(), service.protocol));
@@ -176,6 +188,9 @@ impl Plane {
         if let Some((guard, timeout)) = &self.guard {
             complain(guard.refresh(*timeout));
         }
+        if let Some(own) = &self.own {
+            own.keep();
+        }
     }
 
     /// Takes the guard away until this director starts again.
@@ -183,8 +198,9 @@ impl Plane {
         self.guard.take().map_or(Ok(()), |(guard, _)| guard.remove())
     }
 
-    /// Addresses or routes of this host have changed: so may have those that tunnels begin at.
+    /// Addresses or routes of this host have changed: so may have those that tunnels begin at, and what is this host itself.
     pub(super) fn refresh_sources(&mut self) {
+        self.follow_own();
         for (key, members) in &self.members {
             let tunnels = members.iter().filter(|(_, member)| member.method == Method::Tunnel);
             for (address, _) in tunnels {
@@ -199,7 +215,14 @@ impl Plane {
         complain(self.steering.set_local(addresses.iter().copied()));
         self.locals.set_own(addresses);
         self.locals.look_at_host();
+        self.follow_own();
         self.set_host_ports();
+    }
+
+    fn follow_own(&mut self) {
+        if let Some(own) = &mut self.own {
+            own.follow(&mut self.steering, &self.config.load());
+        }
     }
 
     fn service(&self, id: &ServiceId) -> Result<Arc<Service>, Refusal> {
@@ -225,6 +248,9 @@ impl Plane {
         {
             self.steering.remove_service(service.address, service.port, service.protocol)?;
             return Err(error);
+        }
+        if let Some(own) = &mut self.own {
+            own.claim(&mut self.steering, &self.config.load().routes, claim);
         }
         Ok(())
     }
@@ -269,6 +295,9 @@ impl Apply for Plane {
             return Err(failed(&error));
         }
         self.kernel.service_added(key.address);
+        if let Some(own) = &mut self.own {
+            own.service_added();
+        }
         self.locals.set_ports(key, spec.local_ports);
         Ok(())
     }
@@ -530,7 +559,7 @@ fn failed(error: &SteerError) -> Refusal {
 }
 
 /// The kernel refused what no command waits for.
-fn complain<T>(result: Result<T, SteerError>) {
+pub(super) fn complain<T>(result: Result<T, SteerError>) {
     if let Err(error) = result {
         tracing::error!("the steering program could not be told: {error}");
     }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use uvs_conntrack::{Connection, SharedHandle};
 use uvs_engine::capture::Captures;
 use uvs_engine::counters::{Counters, Event, WorkerCounters};
+use uvs_engine::forward;
 use uvs_engine::link::xdp::Statistics;
 use uvs_engine::steer::Attachment;
 use uvs_engine::worker::Running;
@@ -68,7 +69,11 @@ impl Report {
         let mut last = after;
         let page = self.handle.connections_after(after).take(PAGE).map(|(place, connection)| {
             last = place;
-            entry(&connection, now)
+            let shown = forward::is_own(connection.meta().flags())
+                .then(|| self.handle.table().destinations().get(connection.destination()))
+                .flatten();
+            let entry = entry(&connection, now);
+            shown.map_or(entry.clone(), |identity| ConnectionEntry { server: identity.server, ..entry })
         });
         let connections: Vec<_> = page.collect();
         self.handle.sleep();
@@ -130,7 +135,8 @@ impl Report {
     }
 
     fn devices(&self, snapshot: &Snapshot) -> Vec<DeviceStatus> {
-        let ports = snapshot.ports.iter().zip(0_u16..);
+        let own = snapshot.own_traffic.as_ref().map(|own| own.port.0);
+        let ports = snapshot.ports.iter().zip(0_u16..).filter(|(_, id)| Some(*id) != own);
         ports
             .map(|(port, id)| {
                 let lanes: Vec<_> = self.running.lanes().iter().filter(|lane| lane.port.0 == id).collect();

@@ -47,8 +47,10 @@ pub fn follow_ports(config: &Config, events: &[Event]) -> Vec<PortChange> {
 
 /// Takes over into the snapshot the host's addresses, and which of them its ports report errors from.
 pub fn follow_addresses(config: &Config, addresses: &[HostAddress]) {
-    let mut ports = config.load().ports.to_vec();
-    for port in &mut ports {
+    let snapshot = config.load();
+    let own = snapshot.own_traffic.as_ref().map(|own| usize::from(own.port.0));
+    let mut ports = snapshot.ports.to_vec();
+    for (_, port) in ports.iter_mut().enumerate().filter(|(number, _)| Some(*number) != own) {
         port.addresses = [true, false].map(|v4| {
             let of_port = |it: &&HostAddress| it.ifindex == port.ifindex && it.address.is_ipv4() == v4;
             own_address(addresses.iter().filter(of_port))

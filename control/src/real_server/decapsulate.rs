@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 use strip::Wrapped;
-use uvs_engine::link::tun::{self, Layer, Tun};
+use uvs_engine::link::tun::{self, Layer, Reach, Tun};
 use uvs_engine::packet::protocol;
 
 /// What the names of the devices begin with that packets enter the kernel by; a number follows.
@@ -124,8 +124,8 @@ impl Starting {
 pub fn run(kind: Encapsulation) -> Result<(), Error> {
     // The terminal of whoever started it is none of its business.
     let _it_leads_a_session_already = setsid();
-    let tun =
-        Tun::open(DEVICE_PREFIX, Layer::Packets).map_err(Error::os("make a TUN device (/dev/net/tun)"))?;
+    let tun = Tun::open(DEVICE_PREFIX, Layer::Packets, Reach::Others)
+        .map_err(Error::os("make a TUN device (/dev/net/tun)"))?;
     let sockets = open(kind)?;
     println!("{READY}");
     io::stdout().flush().map_err(Error::os("say that it is ready"))?;

@@ -44,6 +44,21 @@ const DIRECT_ROUTE: u16 = 3;
 /// The number of full NAT in the patch that brought it to IPVS.
 const FULL_NAT: u16 = 5;
 
+/// Our number, free in IPVS's mask, of the connections of this host's own sockets to real servers by direct routing and
+/// tunnels: these see the service's address as they do for others, and a local one of ours in place of the client's.
+pub(crate) const OWN: u16 = 6;
+
+/// Whether a connection with these flags is one of this host's own sockets by direct routing or a tunnel: its real side, where the
+/// replies come from, shows the service's address in place of the real server's.
+pub fn is_own(flags: u16) -> bool {
+    flags & flags::FORWARD_MASK == OWN
+}
+
+/// Whether a real server sees a local address in place of the client's in a connection with these flags.
+pub(crate) fn has_local_address(flags: u16) -> bool {
+    matches!(flags & flags::FORWARD_MASK, FULL_NAT | OWN)
+}
+
 impl Method {
     /// Every method.
     pub const ALL: &'static [Method] = &[Method::Nat, Method::Direct, Method::FullNat, Method::Tunnel];

@@ -1,11 +1,12 @@
 //! Where frames come from and go to: one [`Queue`] per receive queue of a device, and the memory its frames lie in.
 //!
 //! A worker owns one [`memory::Region`] and lends its frames to the kernel through every queue it holds, so a frame that
-//! came in by one device leaves by another without a copy. [`xdp`] is the AF_XDP link, [`raw`] the one by packet sockets;
-//! another kind of link stands beside them by implementing [`Queue`].
+//! came in by one device leaves by another without a copy. [`xdp`] is the AF_XDP link, [`raw`] the one by packet sockets,
+//! [`own`] the one to this host's own sockets; another kind of link stands beside them by implementing [`Queue`].
 
 pub mod device;
 pub mod memory;
+pub mod own;
 pub mod pcap;
 pub mod raw;
 pub mod tun;

@@ -8,9 +8,9 @@
 
 use crate::steer::netlink::{self, CREATE, Request, Route, nested};
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// The greatest MTU of a TAP device: 65,535 without the Ethernet header.
@@ -29,6 +29,15 @@ pub enum Layer {
     Packets,
 }
 
+/// Whose packets the kernel takes from a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of other hosts.
+    Others,
+    /// Those of this host, too (`accept_local`), and those to and from its loopback addresses (`route_localnet`).
+    Own,
+}
+
 /// A device in the network namespace of the thread that opened it. It goes with this value.
 #[derive(Debug)]
 pub struct Tun {
@@ -42,14 +51,14 @@ impl Tun {
     ///
     /// # Errors
     /// What the kernel said; `ENOENT`, `ENODEV` or `ENXIO` when it has no such devices.
-    pub fn open(prefix: &str, layer: Layer) -> io::Result<Self> {
+    pub fn open(prefix: &str, layer: Layer, reach: Reach) -> io::Result<Self> {
         let file =
             File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         let name = make_device(&file, prefix, layer)?;
         let mut route = Route::open()?;
         let ifindex = route.index(&name)?;
         allow_ipv6(&name)?;
-        set_up(&mut route, ifindex)?;
+        set_up(&mut route, ifindex, reach)?;
         Ok(Tun { file, name, ifindex })
     }
 
@@ -71,6 +80,19 @@ impl Tun {
     pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
         // The device takes the whole of it or nothing.
         (&self.file).write_vectored(parts).map(drop)
+    }
+
+    /// Takes the next frame or packet that the kernel sends by the device, as much of it as fits. Never blocks.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none; anything else when the device is gone.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// What becomes readable when the kernel sends by the device.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -116,19 +138,28 @@ fn allow_ipv6(name: &str) -> io::Result<()> {
     }
 }
 
-fn set_up(route: &mut Route, ifindex: u32) -> io::Result<()> {
+fn set_up(route: &mut Route, ifindex: u32, reach: Reach) -> io::Result<()> {
     const IFLA_MTU: u16 = 4;
     const IFLA_AF_SPEC: u16 = 26;
     const IFLA_INET_CONF: u16 = 1;
     const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+    const IPV4_DEVCONF_ACCEPT_LOCAL: u16 = 23;
+    const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
     const LOOSE: u32 = 2;
+    const YES: u32 = 1;
     const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
     const NONE: u8 = 1;
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const UP: u32 = libc::IFF_UP.cast_unsigned();
 
-    let ipv4 = nested(&[(IPV4_DEVCONF_RP_FILTER, &LOOSE.to_ne_bytes())]);
+    let (loose, yes) = (LOOSE.to_ne_bytes(), YES.to_ne_bytes());
+    let mut settings = vec![(IPV4_DEVCONF_RP_FILTER, &loose[..])];
+    if reach == Reach::Own {
+        settings
+            .extend([IPV4_DEVCONF_ACCEPT_LOCAL, IPV4_DEVCONF_ROUTE_LOCALNET].map(|what| (what, &yes[..])));
+    }
+    let ipv4 = nested(&settings);
     let ipv4 = nested(&[(IFLA_INET_CONF | netlink::NESTED, &ipv4)]);
     let ipv6 = nested(&[(IFLA_INET6_ADDR_GEN_MODE, &[NONE])]);
     let mut families = vec![(address_family(libc::AF_INET) | netlink::NESTED, &ipv4[..])];

@@ -42,24 +42,23 @@ impl Way {
         snapshot.hops.word(id).map(Way::Hop)
     }
 
-    /// The same as the routes say, for the connection to remember. A verdict when there is no way now.
+    /// The same as the routes to `receiver` say, for the connection to remember. A verdict when there is no way now.
     #[cold]
-    pub(super) fn ask(
+    pub(super) fn towards(
         view: &View<'_>,
         connection: &Connection<'_>,
         direction: Direction,
+        receiver: IpAddr,
     ) -> Result<Self, Verdict> {
         let (routes, hops) = (&view.snapshot.routes, &view.snapshot.hops);
-        // A client's packet goes to whom the real server's would come from, and the other way round.
-        let destination = connection.flow(direction.reversed()).source().ip().to_canonical();
-        let id = match routes.resolve(destination) {
+        let id = match routes.resolve(receiver) {
             Resolved::Hop(id) => id,
             Resolved::Unresolved(neighbour) => return Err(Verdict::Hold(neighbour)),
             Resolved::Local => return Ok(Way::Local),
             Resolved::NoRoute => return Err(Verdict::Drop(Reason::NoRoute)),
             Resolved::Elsewhere => return Err(Verdict::Drop(Reason::EgressNotOurs)),
         };
-        match (hops.word(id), routes.neighbour(destination)) {
+        match (hops.word(id), routes.neighbour(receiver)) {
             (Some(hop), _) => {
                 connection.set_hop(direction, routes.cache(id).word());
                 Ok(Way::Hop(hop))
@@ -100,7 +99,7 @@ impl Passage<'_> {
     /// Whether the packet may go on: the next link is up, it has hops left, and the link takes packets of its length or of
     /// its fragments.
     #[inline]
-    fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
+    pub(super) fn check(&self, packet: &Packet<'_>) -> Result<(), Refused> {
         self.check_length(packet, self.egress.mtu)
     }
 
@@ -123,7 +122,7 @@ impl Passage<'_> {
 
     /// The verdict for the packet, rewritten and addressed to its next hop.
     #[inline]
-    fn verdict(&self, port: PortId) -> Verdict {
+    pub(super) fn verdict(&self, port: PortId) -> Verdict {
         if self.parsed.packet_len() > self.egress.mtu as usize {
             return Verdict::Fragment(port, u16::try_from(self.egress.mtu).unwrap_or(u16::MAX));
         }
@@ -204,11 +203,10 @@ impl Tracker {
         found: &Found<'_>,
         way: Way,
     ) -> Result<Verdict, Refused> {
-        let method = Method::of_flags(found.meta.flags()).ok_or(Reason::DestinationGone)?;
-        let Way::Hop(hop) = way else {
-            let to = found.connection.flow(found.direction.reversed()).reversed();
-            return self.deliver(packet, parsed, method, &to).map(|()| Verdict::ToKernel);
+        let Some(method) = Method::of_flags(found.meta.flags()) else {
+            return self.forward_own(view, packet, parsed, found, way);
         };
+        let Way::Hop(hop) = way else { return Ok(self.give_back(packet, parsed)) };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         let passage = Passage { parsed, found, hop, egress };
         match method {
@@ -324,7 +322,11 @@ impl Tracker {
         let wrapping = self.wrapping(view, found, egress)?;
         let whole = !view.snapshot.options.pmtu_disc && matches!(parsed.flow, Flow::V4(_));
         passage.check_length(packet, if whole { u32::MAX } else { wrapping.limit })?;
-        if direct::pass(packet, parsed) {
+        let completed = match forward::is_own(found.meta.flags()) {
+            true => self.translate_own(packet, passage)?,
+            false => direct::pass(packet, parsed),
+        };
+        if completed {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
         self.wrap(view, packet, parsed, &wrapping)?;
@@ -346,7 +348,7 @@ impl Tracker {
         let Found { connection, direction, .. } = found;
         let plan = self.destinations.plan(connection.destination());
         let tunnel = plan.tunnel.ok_or(Reason::DestinationGone)?;
-        let server = connection.flow(direction.reversed()).source().ip().to_canonical();
+        let server = self.receiver(connection, *direction);
         let ends = Ends::new(plan.source, server).ok_or(Reason::NoTunnelSource)?;
         if server == connection.flow(*direction).destination().ip() {
             return Err(Reason::TunnelLoop);
@@ -370,24 +372,8 @@ impl Tracker {
         tunnel::encapsulate(packet, parsed, tunnel, *ends, &view.snapshot.options, marks)
     }
 
-    /// The real server is this host: its stack gets the packet as it came, for its socket on the virtual address. Where
-    /// that socket would listen on another port, only a rewritten reply could answer, and none comes by here.
-    #[cold]
-    fn deliver(
-        &self,
-        packet: &mut Packet<'_>,
-        parsed: &Parsed,
-        method: Method,
-        to: &Flow,
-    ) -> Result<(), Refused> {
-        if method.sees_replies() && parsed.flow.destination().port() != to.destination().port() {
-            return Err(Reason::LocalServer.into());
-        }
-        self.complete(packet, parsed);
-        Ok(())
-    }
-
     /// The host's own stack gets the packet, its checksum complete.
+    #[cold]
     pub(super) fn give_back(&self, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
         self.complete(packet, parsed);
         Verdict::ToKernel

@@ -59,7 +59,7 @@ impl Tracker {
         }
         let way = match Way::remembered(view, &connection, hit.direction) {
             Some(way) => way,
-            None => match Way::ask(view, &connection, hit.direction) {
+            None => match self.ask(view, &connection, hit.direction, packet.port()) {
                 Ok(way) => way,
                 Err(verdict) => return verdict,
             },
@@ -71,7 +71,8 @@ impl Tracker {
         if parsed.hops_left <= 1 {
             return Verdict::Drop(Reason::TtlExpired);
         }
-        let Some(method) = Method::of_flags(found.meta.flags()) else {
+        let own = forward::is_own(found.meta.flags()).then_some(Method::FullNat);
+        let Some(method) = Method::of_flags(found.meta.flags()).or(own) else {
             return Verdict::Drop(Reason::DestinationGone);
         };
         let wrapping = (method == Method::Tunnel).then(|| self.wrapping(view, &found, egress)).transpose();

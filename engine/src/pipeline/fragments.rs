@@ -12,7 +12,7 @@ use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
-use crate::forward::Method;
+use crate::forward::has_local_address;
 use crate::packet::ethernet;
 use crate::packet::ipv4::{self, Ipv4};
 use crate::packet::ipv6::{self, Ipv6};
@@ -112,7 +112,7 @@ impl Tracker {
     fn is_from_a_local_address(&self, parsed: &Parsed) -> bool {
         let hit = self.handle.find(&parsed.flow).filter(|hit| hit.direction == Direction::In);
         let connection = hit.and_then(|hit| self.handle.connection(hit.id));
-        connection.is_some_and(|found| Method::of_flags(found.meta().flags()) == Some(Method::FullNat))
+        connection.is_some_and(|found| has_local_address(found.meta().flags()))
     }
 
     fn saw(&self, view: &View<'_>, key: &Key, piece: &Piece) -> Seen {
@@ -140,7 +140,7 @@ impl Tracker {
             return Verdict::Drop(Reason::DestinationGone);
         }
         let way = Way::remembered(view, &connection, hit.direction);
-        let way = match way.map_or_else(|| Way::ask(view, &connection, hit.direction), Ok) {
+        let way = match way.map_or_else(|| self.ask(view, &connection, hit.direction, packet.port()), Ok) {
             Ok(way) => way,
             Err(verdict) => return verdict,
         };

@@ -13,9 +13,10 @@ use crate::forward::tell::header;
 use crate::forward::{Method, reset, tell};
 use crate::packet::protocol;
 use crate::packet::tcp::Tcp;
-use crate::service::{Chosen, NoDestination, Service, ServiceKey};
+use crate::plan::Tell;
+use crate::service::{Chosen, LocalPool, NoDestination, Service, ServiceKey};
 use crate::verdict::{Reason, Verdict};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use uvs_conntrack::{
     ConnId, Direction, Flow, Hit, Inserted, NEW_CONNECTION_SECONDS, NewConnection, NotInserted, Sequence,
     flags,
@@ -30,11 +31,16 @@ impl Tracker {
         if !state::may_begin(parsed) {
             return self.give_back(packet, parsed);
         }
-        if !can_be_answered(client.ip()) || client.ip() == address.ip() || view.snapshot.is_own(client.ip()) {
-            return Verdict::Drop(Reason::Martian);
+        let snapshot = view.snapshot;
+        if !can_be_answered(client.ip()) || client.ip() == address.ip() || snapshot.is_own(client.ip()) {
+            // The director as its own client. To ::1 there is no way back.
+            let is_own = snapshot.is_own_port(packet.port());
+            if !is_own || client.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) {
+                return Verdict::Drop(Reason::Martian);
+            }
         }
         match self.begin_connection(view, packet, parsed, service) {
-            Ok(Inserted { id, fresh: true }) if is_one_packet(service, parsed) => {
+            Ok(Inserted { id, fresh: true }) if is_one_packet(view, packet, service, parsed) => {
                 self.only(view, packet, parsed, id)
             }
             Ok(Inserted { id, fresh: true }) => self.first(view, packet, parsed, id),
@@ -103,7 +109,7 @@ impl Tracker {
         let request =
             Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
         let mut entered = Err(Reason::TableFull);
-        let one_packet = is_one_packet(service, parsed);
+        let one_packet = is_one_packet(view, packet, service, parsed);
         service.schedule(&request, |chosen| {
             let mut connection = new_connection(view, parsed, chosen);
             if one_packet {
@@ -112,7 +118,10 @@ impl Tracker {
                 connection.index_reply = false;
             }
             entered = if chosen.method == Method::FullNat {
-                self.enter_with_local_port(view, packet, parsed, chosen, &mut connection)
+                let (locals, tell) = (chosen.locals, chosen.plan.tell);
+                self.enter_with_local_port(view, packet, parsed, locals, tell, &mut connection)
+            } else if view.snapshot.is_own_port(packet.port()) {
+                self.enter_own(view, packet, parsed, chosen, &mut connection)
             } else {
                 self.handle.insert(&connection, view.now).map_err(|_full| Reason::TableFull)
             };
@@ -129,17 +138,18 @@ impl Tracker {
 
     /// Enters a connection by full NAT, with a local address and port that are its alone.
     #[cold]
-    fn enter_with_local_port(
+    pub(super) fn enter_with_local_port(
         &mut self,
         view: &View<'_>,
         packet: &Packet<'_>,
         parsed: &Parsed,
-        chosen: &Chosen<'_>,
+        locals: &LocalPool,
+        tell: Tell,
         connection: &mut NewConnection,
     ) -> Result<Inserted, Reason> {
         let protocol = parsed.flow.protocol();
         let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len());
-        let tells = tell::begin(chosen.plan.tell, protocol);
+        let tells = tell::begin(tell, protocol);
         connection.flags |= tells;
         let by_header = tells & flags::TELL_HEADER_V1 != 0 && protocol == protocol::TCP;
         let server = connection.real.source();
@@ -152,7 +162,7 @@ impl Tracker {
         };
         let Tracker { handle, destinations, counters, .. } = self;
         for _ in 0..CLAIMS {
-            let claim = fullnat::allocate(handle, chosen.locals, &wanted, |over| {
+            let claim = fullnat::allocate(handle, locals, &wanted, |over| {
                 destinations.ended(over);
                 counters.count(Event::LocalPortReused, 1);
             })?;
@@ -177,9 +187,11 @@ impl Tracker {
     }
 }
 
-/// Whether the datagram is scheduled for itself.
-fn is_one_packet(service: &Service, parsed: &Parsed) -> bool {
-    service.is_one_packet() && parsed.flow.protocol() == protocol::UDP
+/// Whether the datagram is scheduled for itself. Those of this host's own are not: their replies would not find back.
+fn is_one_packet(view: &View<'_>, packet: &Packet<'_>, service: &Service, parsed: &Parsed) -> bool {
+    service.is_one_packet()
+        && parsed.flow.protocol() == protocol::UDP
+        && !view.snapshot.is_own_port(packet.port())
 }
 
 /// How often a connection tries to get a port that nobody else gets meanwhile.

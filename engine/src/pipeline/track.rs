@@ -163,7 +163,7 @@ impl Tracker {
         }
         let way = match Way::remembered(view, &connection, hit.direction) {
             Some(way) => way,
-            None => match Way::ask(view, &connection, hit.direction) {
+            None => match self.ask(view, &connection, hit.direction, packet.port()) {
                 Ok(way) => way,
                 Err(verdict) => return self.stranded(view, packet, parsed, hit.direction, verdict),
             },
@@ -200,7 +200,7 @@ impl Tracker {
             return Verdict::ToKernel;
         };
         let connection = found.connection;
-        let way = match Way::ask(view, &connection, Direction::In) {
+        let way = match self.ask(view, &connection, Direction::In, packet.port()) {
             Ok(way) => way,
             Err(verdict) => return self.stranded(view, packet, parsed, Direction::In, verdict),
         };

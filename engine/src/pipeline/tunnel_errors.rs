@@ -55,7 +55,7 @@ impl Tracker {
             } else {
                 return Verdict::Drop(Reason::TunnelError);
             };
-        let way = match Way::ask(view, &connection, Direction::Out) {
+        let way = match self.ask(view, &connection, Direction::Out, packet.port()) {
             Ok(way) => way,
             Err(verdict) => return verdict,
         };

@@ -6,12 +6,12 @@
 
 use crate::chunked::Chunked;
 use crate::counters::{Counters, Traffic};
-use crate::forward::Method;
+use crate::forward::has_local_address;
 use crate::plan::Plan;
 use crate::service::{Locals, ServiceKey};
 use arc_swap::ArcSwapOption;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uvs_conntrack::{Connection, DestinationId, SharedTable, Tick};
@@ -35,6 +35,8 @@ struct Runtime {
     load: Load,
     /// Written by commands, read by packets of the methods that need it. Nothing: the default.
     plan: ArcSwapOption<Plan>,
+    /// Its address, where replies do not show it: by direct routing and tunnels.
+    server: ArcSwapOption<IpAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -165,6 +167,17 @@ impl Destinations {
         }
     }
 
+    /// The address of a destination that packets of others reach by direct routing or a tunnel.
+    pub(crate) fn server(&self, id: DestinationId) -> Option<IpAddr> {
+        self.runtime(id).and_then(|runtime| runtime.server.load().as_deref().copied())
+    }
+
+    pub(super) fn set_server(&self, id: DestinationId, server: IpAddr) {
+        if let Some(runtime) = self.runtime(id) {
+            runtime.server.store(Some(Arc::new(server)));
+        }
+    }
+
     /// How many connections the destination has.
     pub fn connections(&self, id: DestinationId) -> Connections {
         let word = self.runtime(id).map_or(0, |runtime| runtime.load.connections.load(Ordering::Acquire));
@@ -187,7 +200,7 @@ impl Destinations {
     /// A connection ended.
     pub(crate) fn ended(&self, connection: &Connection<'_>) {
         self.change(connection.destination(), 0_u64.wrapping_sub(one(connection.is_active())));
-        if Method::of_flags(connection.meta().flags()) == Some(Method::FullNat) {
+        if has_local_address(connection.meta().flags()) {
             self.locals.ended(connection);
         }
     }

@@ -28,17 +28,20 @@ pub(super) enum Set {
     Sources = 3,
     /// Ends of tunnels: (address, no port, protocol of the encapsulation) or (address, UDP port, UDP).
     Tunnels = 4,
+    /// Real servers that are this host itself and whose replies need translation: as [`Set::Services`].
+    OwnServers = 5,
 }
 
 impl Set {
     /// How many sets there are.
-    pub(super) const COUNT: usize = 5;
+    pub(super) const COUNT: usize = 6;
 }
 
 /// The maps' names, by slot.
-const NAMES: [&str; Set::COUNT] = ["uvs_services", "uvs_replies", "uvs_locals", "uvs_sources", "uvs_tunnels"];
+const NAMES: [&str; Set::COUNT] =
+    ["uvs_services", "uvs_replies", "uvs_locals", "uvs_sources", "uvs_tunnels", "uvs_own_servers"];
 /// The same as the kernel counts.
-const SETS: u32 = 5;
+const SETS: u32 = 6;
 
 /// Bits of one entry of the map of host ports.
 const WORD_BITS: u16 = 64;
@@ -80,8 +83,8 @@ struct Contents {
 
 impl Sets {
     pub(super) fn new() -> Result<Self, SteerError> {
-        let [services, replies, locals, sources, tunnels] = NAMES.map(Contents::new);
-        let sets = [services?, replies?, locals?, sources?, tunnels?];
+        let [services, replies, locals, sources, tunnels, own_servers] = NAMES.map(Contents::new);
+        let sets = [services?, replies?, locals?, sources?, tunnels?, own_servers?];
         let slots = Map::create(MapKind::ArrayOfMaps, SETS, "uvs_sets", Some(sets[0].map.as_fd()))?;
         for (slot, contents) in (0..).zip(&sets) {
             put(&slots, slot, &contents.map)?;

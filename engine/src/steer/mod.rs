@@ -3,7 +3,7 @@
 //! [`Steering`] holds the services and real servers in maps of the kernel. Its XDP program, one per device, hands their
 //! frames to the AF_XDP socket of the queue they came on and leaves everything else to the kernel untouched, under any
 //! load. The [`Guard`] stands behind it: when the process dies, the kernel does not answer what was ours. What was taken
-//! and turns out not to be ours goes back through [`WayBack`].
+//! and turns out not to be ours goes back through [`WayBack`]. Packets of this host's own sockets come by a [`Diversion`].
 //!
 //! The order in which they are set up matters: the services, the guard, the sockets, and the XDP program last, so that
 //! no frame of ours meets the kernel in between.
@@ -16,7 +16,9 @@
 pub mod asm;
 mod attach;
 pub mod bpf;
+pub mod diversion;
 mod error;
+mod filter;
 pub mod guard;
 mod key;
 mod maps;
@@ -29,6 +31,7 @@ mod view;
 pub mod way_back;
 
 pub use attach::{Attachment, DryRun, Mode, WantedMode};
+pub use diversion::{Diversion, OwnDevice};
 pub use error::SteerError;
 pub use guard::{Guard, Guarded};
 pub use key::Key;
@@ -63,6 +66,8 @@ pub struct Keys {
     pub sources: usize,
     /// Ends of tunnels.
     pub tunnels: usize,
+    /// Real servers that are this host itself.
+    pub own_servers: usize,
 }
 
 impl Steering {
@@ -121,6 +126,21 @@ impl Steering {
         self.sets.release(Set::Tunnels, encapsulation(address, port, protocol)?)
     }
 
+    /// A [`Diversion`] takes what the real server at `address`, `port` and `protocol`, which is this host itself, sends.
+    pub fn add_own_server(&mut self, address: IpAddr, port: u16, protocol: u8) -> Result<(), SteerError> {
+        self.add(Set::OwnServers, address, port, protocol)
+    }
+
+    /// Undoes one [`Steering::add_own_server`]. Says whether there was one.
+    pub fn remove_own_server(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        protocol: u8,
+    ) -> Result<bool, SteerError> {
+        self.remove(Set::OwnServers, address, port, protocol)
+    }
+
     /// Says which addresses this host has: frames from real servers to these are the kernel's, unless they are sources
     /// ([`Steering::add_source`]).
     pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Result<(), SteerError> {
@@ -135,6 +155,7 @@ impl Steering {
             locals: self.sets.len(Set::Locals),
             sources: self.sets.len(Set::Sources),
             tunnels: self.sets.len(Set::Tunnels),
+            own_servers: self.sets.len(Set::OwnServers),
         }
     }
 

@@ -1,6 +1,7 @@
-//! The two programs: one that hands our frames to AF_XDP, and the guard's, that drops them while nobody does.
+//! The programs: one that hands our frames to AF_XDP, the guard's, that drops them while nobody does, and the diversion's, that
+//! hands us what this host sends itself.
 //!
-//! Both look a packet up in the same sets in the same order:
+//! The first two look a packet up in the same sets in the same order:
 //!
 //! 1. its destination (address, port, protocol) among the services, then the same with any port;
 //! 2. its source among the real servers whose replies we translate, unless the destination is an address of this host.
@@ -12,6 +13,9 @@
 //!
 //! The guard behind an XDP program leaves ICMP errors to the kernel, and of fragments it drops only first ones, by their
 //! ports; behind sockets that get a copy of each frame it decides as the XDP program does.
+//!
+//! The diversion looks, on the loopback device, for the destination among the services, and everywhere for the source among the
+//! real servers that are this host itself; ICMP errors and fragments as above.
 //!
 //! Everything else goes on to the kernel.
 
@@ -33,11 +37,14 @@ pub const XDP_REDIRECT: u32 = 4;
 pub const TC_UNSPECIFIED: u32 = u32::MAX;
 /// `TC_ACT_SHOT`: the frame is dropped.
 pub const TC_DROP: u32 = 2;
+/// `TC_ACT_REDIRECT`: the frame leaves by another device.
+pub const TC_REDIRECT: u32 = 7;
 
 /// `enum bpf_func_id`.
 mod helper {
     pub(super) const MAP_LOOKUP: i32 = 1;
     pub(super) const CLOCK_MONOTONIC: i32 = 5;
+    pub(super) const REDIRECT: i32 = 23;
     pub(super) const PULL_DATA: i32 = 39;
     pub(super) const REDIRECT_MAP: i32 = 51;
 }
@@ -94,6 +101,46 @@ pub(super) fn guard(
     }
 
     a.bind(ours).set(R0, TC_DROP.cast_signed()).exit();
+    a.bind(exits.pass).set(R0, TC_UNSPECIFIED.cast_signed()).exit();
+    a.finish()
+}
+
+/// The diversion's classifier: until the time that `deadline` holds, what this host sends and we have to see leaves by the device
+/// `to`.
+pub(super) fn divert(
+    maps: Descriptors<'_>,
+    deadline: BorrowedFd<'_>,
+    to: u32,
+    loopback: bool,
+) -> Result<Vec<Instruction>, AssemblyError> {
+    /// Offset in `struct __sk_buff`.
+    const VLAN_PRESENT: i16 = 20;
+
+    let mut a = Assembler::default();
+    let (exits, ours) = (exits(&mut a), a.label());
+    a.copy(CONTEXT, R1);
+    before(&mut a, deadline, exits.pass);
+    // On its way out by a VLAN's device, which none is that we hold.
+    a.load(Word, R2, CONTEXT, VLAN_PRESENT).jump_if(Differs, R2, 0, exits.pass);
+    linear_headers(&mut a);
+    parse::frame(&mut a, Fragments::ByAddress, true, exits);
+    a.bind(exits.tunnel).jump_if(Differs, R9, UDP, exits.pass);
+    a.bind(exits.flow);
+    if loopback {
+        look_up(&mut a, maps, Set::Services, DESTINATION, ours);
+        any_port(&mut a, DESTINATION);
+        look_up(&mut a, maps, Set::Services, DESTINATION, ours);
+    }
+    look_up(&mut a, maps, Set::OwnServers, SOURCE, ours);
+    a.jump(exits.pass);
+    a.bind(exits.fragment);
+    if loopback {
+        look_up(&mut a, maps, Set::Services, DESTINATION, ours);
+    }
+    look_up(&mut a, maps, Set::OwnServers, SOURCE, ours);
+    a.jump(exits.pass);
+
+    a.bind(ours).set(R1, to.cast_signed()).set(R2, 0).call(helper::REDIRECT).exit();
     a.bind(exits.pass).set(R0, TC_UNSPECIFIED.cast_signed()).exit();
     a.finish()
 }

@@ -8,14 +8,16 @@
 
 use super::error::SteerError;
 use super::netlink::Route;
-use crate::link::tun::{Layer, Tun};
+use crate::link::MAX_PARTS;
+use crate::link::tun::{Layer, Reach, Tun};
 use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::BorrowedFd;
 
 /// What the names of these devices begin with; a number follows.
 pub const DEVICE_PREFIX: &str = "uvs-back";
 
-/// How many parts a frame may have: the kernel's own frames have at most 18.
-const PARTS: usize = 20;
+/// How many parts a frame may have.
+const PARTS: usize = MAX_PARTS;
 
 /// A device through which frames enter the kernel's stack, in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -38,11 +40,7 @@ pub enum Injected {
 impl WayBack {
     /// Makes the device and brings it up.
     pub fn open() -> Result<Self, SteerError> {
-        let tap = Tun::open(DEVICE_PREFIX, Layer::Frames).map_err(no_tun)?;
-        let mac = Route::open()
-            .and_then(|mut route| route.mac(tap.name()))
-            .map_err(|e| SteerError::from_network("find the device of the way back", e))?;
-        Ok(WayBack { tap, mac })
+        open(DEVICE_PREFIX, Reach::Others)
     }
 
     /// The device's name.
@@ -53,6 +51,20 @@ impl WayBack {
     /// The device's index.
     pub fn ifindex(&self) -> u32 {
         self.tap.ifindex()
+    }
+
+    pub(super) fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    /// Takes the next frame that the kernel sent by the device.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.tap.read(buffer)
+    }
+
+    /// What becomes readable when the kernel sends a frame by the device.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.tap.descriptor()
     }
 
     /// Gives a frame, in one or more parts, to the kernel. Its first part holds the headers up to the ethertype.
@@ -82,6 +94,15 @@ impl WayBack {
             },
         }
     }
+}
+
+/// Makes a device of this name and a number.
+pub(super) fn open(prefix: &str, reach: Reach) -> Result<WayBack, SteerError> {
+    let tap = Tun::open(prefix, Layer::Frames, reach).map_err(no_tun)?;
+    let mac = Route::open()
+        .and_then(|mut route| route.mac(tap.name()))
+        .map_err(|e| SteerError::from_network("find the device of the way back", e))?;
+    Ok(WayBack { tap, mac })
 }
 
 /// Where the ethertype is that no VLAN tag precedes, at most two tags in.

@@ -7,8 +7,10 @@ use super::notice::Notices;
 use super::tally::Tally;
 use super::{Process, WayBack, Worker};
 use crate::batch::PortId;
+use crate::link::own::OwnQueue;
 use crate::link::{Batch, Device, Error, Pool, Probe, Queue, Region, raw, xdp};
 use crate::snapshot::Config;
+use crate::steer::OwnDevice;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::io;
@@ -78,7 +80,8 @@ pub struct Lane {
 pub struct Crew {
     benches: Vec<Bench>,
     lanes: Vec<Lane>,
-    owners: Arc<[Vec<usize>]>,
+    owners: Vec<Vec<usize>>,
+    own: Option<PortId>,
 }
 
 /// One worker's place before somebody works there.
@@ -123,12 +126,21 @@ impl Crew {
             }
             benches.push(Bench { core, pool, queues });
         }
-        Ok(Crew { benches, lanes, owners: owners.into() })
+        Ok(Crew { benches, lanes, owners, own: None })
     }
 
     /// The queues that were bound.
     pub fn lanes(&self) -> &[Lane] {
         &self.lanes
+    }
+
+    /// Gives the first worker the device by which packets of this host's own sockets come and go, to be known as `port`.
+    pub fn add_own(&mut self, device: Arc<OwnDevice>, port: PortId) {
+        let Some(bench) = self.benches.first_mut() else { return };
+        bench.queues.push(Box::new(OwnQueue::new(device, port, &bench.pool)));
+        self.owners.resize(self.owners.len().max(usize::from(port.0) + 1), vec![]);
+        self.owners[usize::from(port.0)] = vec![0];
+        self.own = Some(port);
     }
 
     /// Starts the workers. `make` gives each, by its number, what judges its frames and the way back to the host's own
@@ -142,7 +154,8 @@ impl Crew {
         notices: &Arc<Notices>,
         mut make: impl FnMut(usize) -> (P, WayBack),
     ) -> io::Result<Running> {
-        let Crew { mut benches, lanes, owners } = self;
+        let Crew { mut benches, lanes, owners, own } = self;
+        let owners: Arc<[_]> = owners.into();
         let workers = benches.len();
         let bells = benches.iter().map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
         let mailbox = |(bench, bell): (&mut Bench, &Arc<Bell>)| {
@@ -156,7 +169,8 @@ impl Crew {
             let region = pool.region().clone();
             let (owners, mailboxes) = (owners.clone(), mailboxes.clone());
             let (notices, tally_too) = (notices.clone(), tally.clone());
-            let tools = Tools { me, pool, queues, owners, mailboxes, way_back, notices, tally: tally_too };
+            let tools =
+                Tools { me, pool, queues, owners, own, mailboxes, way_back, notices, tally: tally_too };
             let worker = Worker {
                 follower: config.follow(),
                 process,

@@ -46,6 +46,8 @@ pub(super) struct Tools {
     pub(super) queues: Vec<Box<dyn Queue>>,
     /// By device, the workers that hold queues of it.
     pub(super) owners: Arc<[Vec<usize>]>,
+    /// The device by which packets of this host's own sockets come and go.
+    pub(super) own: Option<PortId>,
     pub(super) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(super) way_back: WayBack,
     pub(super) notices: Arc<Notices>,
@@ -122,7 +124,7 @@ impl Hands {
                 Verdict::Transmit(port) => self.transmit(&mut frame, port),
                 Verdict::Fragment(port, limit) => self.fragment(&frame, port, limit, round, process),
                 Verdict::Segment(limit) => self.segment(&frame, limit, round, process),
-                Verdict::ToKernel => self.give_back(&frame),
+                Verdict::ToKernel => self.give_back(&mut frame),
                 Verdict::Hold(neighbour) => self.hold(&mut frame, neighbour, round),
                 Verdict::Await => self.await_first(&mut frame, round),
                 Verdict::Drop(_) => Ok(()),
@@ -226,7 +228,11 @@ impl Hands {
         }
     }
 
-    fn give_back(&mut self, frame: &Parts) -> Result<(), Reason> {
+    /// Gives a frame to the host's own stack. What its own sockets sent goes back the way it came, where it is taken from them.
+    fn give_back(&mut self, frame: &mut Parts) -> Result<(), Reason> {
+        if let Some(own) = self.tools.own.filter(|own| frame.first().is_some_and(|part| part.port == *own)) {
+            return self.transmit(frame, own);
+        }
         let tools = &mut self.tools;
         let region = tools.pool.region();
         if !(tools.way_back)(&cut::slices(frame, region)) {

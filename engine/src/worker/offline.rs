@@ -75,6 +75,7 @@ impl<P: Process> Offline<P> {
             pool,
             queues,
             owners: (0..ports).map(|_| vec![0]).collect(),
+            own: None,
             mailboxes,
             way_back: Box::new(move |parts| {
                 lock(&back).returned.push(parts.concat());

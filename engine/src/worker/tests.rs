@@ -214,6 +214,7 @@ impl Bench {
             pool,
             queues,
             owners: [vec![0], vec![0, 1], vec![1], vec![]].into(),
+            own: None,
             mailboxes: mailboxes.into(),
             way_back,
             notices: notices.clone(),
