@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use uvs_engine::counters::Event;
 use uvs_engine::packet::proxy::Version;
-use uvs_engine::plan::Tell;
+use uvs_engine::plan::{AddressOption, Tell};
 use uvs_engine::service::{Ports, Terms};
 use uvs_engine::{Reason, Verdict};
 
@@ -289,6 +289,41 @@ fn a_client_cannot_write_a_header_in_fragments() {
     }
 }
 
+/// A port whose connection began with a header is used again as any other: behind the end of what the real server got.
+#[test]
+fn ports_are_used_again_behind_the_header() {
+    for (plan, version) in cases() {
+        let mut lab = Lab::new(&plan, &Ports::new([6000..=6000]));
+        let terms = Terms { tell: Tell::Header(version), ..Terms::default() };
+        lab.services[0].set_terms(terms);
+        for round in 0..10_u16 {
+            let (client, first) = (lab.client(round), 77 * u32::from(round));
+            let syn = lab.syn(round, first);
+            let said = |flags, sequence, acknowledgement| {
+                Segment::new(client, plan.service, flags, sequence, acknowledgement)
+            };
+            let answer = |flags, sequence, acknowledgement| {
+                Segment::new(plan.server, syn.from, flags, sequence, acknowledgement)
+            };
+            lab.at_client(&answer(SYN | ACK, 5000, syn.sequence.wrapping_add(1)), client);
+            let seen = lab.at_server(&said(ACK, first + 1, 5001));
+            let end = seen.sequence.wrapping_add(u32::try_from(seen.payload.len()).unwrap());
+            lab.at_client(&answer(FIN | ACK, 5001, end), client);
+            let fin = lab.at_server(&said(FIN | ACK, first + 1, 5002));
+            assert_eq!((fin.sequence, &fin.payload[..]), (end, &b""[..]));
+            lab.at_client(&answer(ACK, 5002, end.wrapping_add(1)), client);
+            let again = lab.syn(round + 100, 1_000_000);
+            let distance = again.sequence.wrapping_sub(end);
+            assert!(distance > 0 && distance < 0x8000_0000, "{} is not after {end}", again.sequence);
+            let refused = again.sequence.wrapping_add(1);
+            let reset = Segment::new(plan.server, again.from, RST | ACK, 0, refused);
+            assert_eq!(lab.at_client(&reset, lab.client(round + 100)).acknowledgement, 1_000_001);
+            lab.director.now = lab.director.now.plus_seconds(1);
+        }
+        assert_eq!(lab.director.counters.events(Event::LocalPortReused), 19);
+    }
+}
+
 /// The header goes into a packet of the size that a router asks for.
 #[test]
 fn clients_hear_of_paths_less_the_room_for_the_header() {
@@ -323,7 +358,7 @@ struct Conversation {
 fn conversation() -> impl Strategy<Value = Conversation> {
     let data = || prop::collection::vec(any::<u8>(), 0..600);
     let initial = (any::<u32>(), prop_oneof![any::<u32>(), Just(u32::MAX), Just(u32::MAX - 20)]);
-    (0..8_usize, initial, data(), data(), prop::collection::vec(any::<u8>(), 0..400)).prop_map(
+    (0..12_usize, initial, data(), data(), prop::collection::vec(any::<u8>(), 0..400)).prop_map(
         |(case, initial, from_client, from_server, chance)| Conversation {
             case,
             initial,
@@ -341,8 +376,14 @@ proptest! {
     /// order, whoever speaks first and ends first; neither hears of what it never sent.
     #[test]
     fn both_sides_hear_what_was_said(it in conversation()) {
-        let (plan, version) = cases().nth(it.case).unwrap();
+        let (plan, version) = cases().nth(it.case % 8).unwrap();
         let mut lab = telling(&plan, version);
+        // And nothing but that, where it is told by an option.
+        let by_option = it.case >= 8;
+        if by_option {
+            let terms = Terms { tell: Tell::Option(AddressOption::default()), ..Terms::default() };
+            lab.services.iter().for_each(|service| service.set_terms(terms));
+        }
         let client = Peer::client(lab.client(1), plan.service, it.initial.1, it.from_client.clone());
         let server = Peer::server(plan.server, it.initial.0, it.from_server.clone());
         let mut network = Network::new(client, server);
@@ -352,8 +393,13 @@ proptest! {
         }
         network.finish(&mut lab);
         let heard = network.server.heard();
-        let (from, to, rest) = parse(&heard);
-        prop_assert_eq!((from, to), (lab.client(1), plan.service));
+        let rest = if by_option {
+            &heard[..]
+        } else {
+            let (from, to, rest) = parse(&heard);
+            prop_assert_eq!((from, to), (lab.client(1), plan.service));
+            rest
+        };
         prop_assert_eq!(rest, &it.from_client[..]);
         prop_assert_eq!(network.client.heard(), it.from_server);
     }
