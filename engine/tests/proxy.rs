@@ -270,6 +270,21 @@ fn fragments_of_the_first_datagram_move_behind_the_header() {
     }
 }
 
+/// Not even in segments that no real server should take, whatever it does with them.
+#[test]
+fn a_segment_without_acknowledgement_brings_nothing() {
+    for (plan, version) in cases() {
+        let mut lab = telling(&plan, version);
+        let syn = lab.syn(1, 999);
+        for flags in [0, FIN, RST, RST | ACK] {
+            let mut segment = Segment::new(lab.client(1), plan.service, flags, 1000, 1);
+            assert_eq!(lab.at_server(&segment).sequence, syn.sequence.wrapping_add(1));
+            segment.payload = b"PROXY TCP4 6.6.6.6 7.7.7.7 1 2\r\n".to_vec();
+            assert_eq!(lab.refused(&segment), Reason::Malformed);
+        }
+    }
+}
+
 /// Nor do they in fragments, of which only the first shows where it belongs.
 #[test]
 fn a_client_cannot_write_a_header_in_fragments() {

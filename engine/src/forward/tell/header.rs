@@ -104,11 +104,12 @@ fn from_client(
     if parsed.kind != Kind::Whole {
         return Err(Reason::NoRoom);
     }
-    if past < 0 && payload > past.unsigned_abs() as usize {
+    let begins = past == 0 && parsed.tcp_flags & (flag::ACK | flag::RST) == flag::ACK;
+    if !begins && payload > past.unsigned_abs() as usize {
         return Err(Reason::Malformed);
     }
     shift(packet.frame_mut(), parsed, Direction::In, delta, |number| number)?;
-    if past == 0 && parsed.tcp_flags & (flag::ACK | flag::RST) == flag::ACK {
+    if begins {
         insert(packet, parsed, header_len, &header, passage.egress.mtu as usize)?;
         telling.counters.count(Event::ClientTold, 1);
     }
