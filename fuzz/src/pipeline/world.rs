@@ -1,11 +1,12 @@
 //! A director with services of every method in both IP versions.
 
 use super::input::Input;
-use crate::director::ways::WAYS;
+use crate::director::ways::{WAYS, Way};
 use crate::director::*;
 use std::net::SocketAddr;
 use uvs_conntrack::{Limits, SharedTable};
-use uvs_engine::service::Ports;
+use uvs_engine::plan::Tell;
+use uvs_engine::service::{Ports, Terms};
 use uvs_engine::snapshot::{OnRemove, Port};
 
 /// How many services there are: of each way one in each IP version.
@@ -31,10 +32,19 @@ pub fn director(input: &mut Input<'_>) -> Director {
     director.snapshot.options.pmtu_disc = bit(3);
     director.snapshot.options.rfc6040 = bit(4);
     director.snapshot.on_remove = if bit(5) { OnRemove::Keep } else { OnRemove::Drop };
+    let terms = input.byte();
     for which in 0..SERVICES {
         let (way, other) = WAYS[which / 2];
         let server = plans()[if other { 1 - which % 2 } else { which % 2 }].server;
-        director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
+        let tell = if let Way::Told(tell) = way { tell } else { Tell::Nothing };
+        let terms = Terms {
+            tell,
+            segment_size: [0, 1200, 100, 1460][usize::from(terms & 3)],
+            resets: terms >> 2 & 1 == 1,
+            one_packet: terms >> 3 & 1 == 1,
+        };
+        let services = director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
+        services.iter().for_each(|service| service.set_terms(terms));
     }
     director
 }
