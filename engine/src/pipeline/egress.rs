@@ -419,12 +419,13 @@ impl Tracker {
     }
 }
 
-/// Whether an address can be a client's. Not those that Linux takes for nobody's (`ip_route_input_slow`, `ip6_rcv_core`):
-/// multicast, broadcast, loopback, of network zero, and IPv4's in IPv6's clothes.
+/// Whether an address can be a client's. Not those that Linux takes for nobody's: multicast, broadcast, loopback and the unspecified
+/// one. Nor IPv4's in IPv6's clothes, which Linux lets pass: they are not for the wire (RFC 4291 §2.5.5.2), and here would be
+/// taken for what they stand for.
 pub(super) fn can_be_answered(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => {
-            !(ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0 || ip.is_loopback())
+            !(ip.is_multicast() || ip.is_broadcast() || ip.is_unspecified() || ip.is_loopback())
         }
         IpAddr::V6(ip) => {
             !(ip.is_multicast() || ip.is_unspecified() || ip.is_loopback() || ip.to_ipv4_mapped().is_some())

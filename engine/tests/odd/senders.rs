@@ -13,7 +13,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows
 }
 
-/// Sources that Linux takes for nobody's.
+/// Sources that Linux takes for nobody's, and IPv4's in IPv6's clothes.
 fn martians() -> Vec<Row> {
     let martian = |what: &str, versions, protocol| {
         Row::new(what, versions, (protocol, SYN), Dropped(Reason::Martian)).new_only()
@@ -27,7 +27,6 @@ fn martians() -> Vec<Row> {
             (V4, "127.255.0.9:5"),
             (V4, "255.255.255.255:5"),
             (V4, "0.0.0.0:5"),
-            (V4, "0.1.2.3:5"),
             (V6, "[ff02::1]:5"),
             (V6, "[ff0e::1]:5"),
             (V6, "[::1]:5"),
@@ -36,6 +35,11 @@ fn martians() -> Vec<Row> {
         ] {
             let from = at(source);
             rows.push(martian(source, versions, protocol).frame(move |frame| Frame { from, ..frame }));
+        }
+        for source in ["0.1.2.3:5", "240.0.0.1:5"] {
+            let (from, what) = (at(source), format!("from {source}, reserved once"));
+            let row = Row::new(what, V4, (protocol, SYN), Forwarded).new_only();
+            rows.push(row.frame(move |frame| Frame { from, ..frame }));
         }
         rows.push(
             martian("from the service to itself (LAND)", BOTH, protocol)
