@@ -212,6 +212,12 @@ impl Connection<'_> {
         }
     }
 
+    /// Whether client and real server speak different IP versions.
+    #[inline]
+    pub fn joins_families(&self, meta: Meta) -> bool {
+        matches!(self.entry, Entry::Wide(_)) && meta.is_ipv4(Direction::In) != meta.is_ipv4(Direction::Out)
+    }
+
     #[cold]
     fn wide_flow4(&self, direction: Direction) -> Option<Flow4> {
         match self.flow(direction) {

@@ -404,3 +404,54 @@ fn a_long_packet_is_fragmented_as_by_the_kernel() {
     let sent: Vec<Vec<u8>> = fragmented(&out, MTU.into()).iter().map(|frame| packet(frame)).collect();
     assert_eq!((sent.len(), sent), (2, expected));
 }
+
+/// By full NAT to a real server of the other IP version: what leaves makes up the datagram, whose checksum is right.
+#[test]
+fn datagrams_become_those_of_the_other_version() {
+    let [four, six] = plans();
+    for (plan, local) in [
+        (Plan { server: six.server, ..four }, DIRECTOR6[1]),
+        (Plan { server: four.server, ..six }, DIRECTOR4[1]),
+    ] {
+        let mut director = Director::new();
+        let address = director.destinations.locals().enter(local.parse().unwrap());
+        for service in director.serve(plan.service) {
+            service.set_locals(LocalPool::new(vec![(address.clone(), Ports::default())]));
+            service.add(&DestinationConfig::new(plan.server, Method::FullNat)).unwrap();
+        }
+        for (length, first) in [(1470, 1500), (3000, 1500), (3000, 576), (8000, 1500)] {
+            let payload: Vec<u8> = (0..length).map(|at: usize| at.to_le_bytes()[0]).collect();
+            let frame = Frame { payload: payload.clone(), ..Frame::from_client(&plan, UDP, 0) };
+            let mut out = vec![];
+            for piece in cut(&frame, first) {
+                let (verdict, bytes) = director.run(CLIENTS, &piece);
+                match verdict {
+                    TO_SERVERS => out.push(bytes),
+                    Verdict::Fragment(SERVERS, 1280) => out.extend(fragmented(&bytes, 1280)),
+                    other => panic!("{length} bytes in pieces of {first}: {other:?}"),
+                }
+            }
+            assert!(out.iter().all(|piece| piece.len() <= 14 + 1500));
+            let ids: std::collections::BTreeSet<_> = out
+                .iter()
+                .map(
+                    |piece| {
+                        if plan.server.is_ipv4() { piece[18..20].to_vec() } else { piece[58..62].to_vec() }
+                    },
+                )
+                .collect();
+            assert_eq!(ids.len(), 1, "one identification");
+            let datagram = reassembled(&out);
+            let header = etherparse::UdpHeaderSlice::from_slice(&datagram).unwrap().to_header();
+            assert_eq!(datagram[8..], payload);
+            let sum = if plan.server.is_ipv4() {
+                let ip = Ipv4HeaderSlice::from_slice(&out[0][14..]).unwrap();
+                header.calc_checksum_ipv4_raw(ip.source(), ip.destination(), &datagram[8..])
+            } else {
+                let ip = etherparse::Ipv6HeaderSlice::from_slice(&out[0][14..]).unwrap();
+                header.calc_checksum_ipv6_raw(ip.source(), ip.destination(), &datagram[8..])
+            };
+            assert_eq!(header.checksum, sum.unwrap(), "{length} bytes in pieces of {first}");
+        }
+    }
+}

@@ -1,6 +1,4 @@
 //! Full NAT between IP versions: a client of one, a real server of the other (RFC 7915, the IP/ICMP translation algorithm).
-//!
-//! Fragments are not translated.
 
 use super::partial;
 use super::quoted::{self, Quote};
@@ -24,12 +22,34 @@ pub(crate) const MOST_GROWTH: usize = GROWTH as usize;
 /// IPv4 packets up to this long may be fragmented on their way (RFC 7915 §5.1): senders of IPv6 need not believe in paths that
 /// are shorter than 1280 bytes.
 const FRAGMENTABLE: usize = 1260;
+/// What fragments of IPv6 are cut to whose senders let routers fragment: they hear of no path that is shorter, and every path takes
+/// as much (RFC 7915 §4).
+const FRAGMENTED: u32 = 1280;
 /// The longest error of each version, in bytes (RFC 1812 §4.3.2.3, RFC 4443 §2.4 c).
 const LONGEST: [usize; 2] = [576, 1280];
 
 /// The longest packet of one flow that a link of `mtu` bytes takes as one of the other, or of its reverse.
 pub(crate) fn limit(from: &Flow, to: &Flow, mtu: u32) -> u32 {
     if is_v4(from) && !is_v4(to) { mtu.saturating_sub(GROWTH) } else { mtu }
+}
+
+/// Which stretch of its datagram a packet carries.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    id: u32,
+    offset: usize,
+    more: bool,
+}
+
+/// What becomes of a packet in the other version.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Translated {
+    /// Where its headers are.
+    pub(crate) parsed: Parsed,
+    /// Whether its checksum was unfinished and is complete now.
+    pub(crate) completed: bool,
+    /// The longest fragments that it goes on in, in bytes; `None` when it goes on as it is.
+    pub(crate) fragments: Option<u16>,
 }
 
 /// What one IP header says that the other has to say, too.
@@ -40,22 +60,25 @@ struct Header {
     protocol: u8,
 }
 
-/// Makes a whole packet one of the flow `to`, of the other IP version, one hop older. Returns where its headers are then, and
-/// whether its checksum was unfinished and is complete now.
+/// Makes a packet or a fragment one of the flow `to`, of the other IP version, one hop older, for a link of `mtu` bytes. `next_id`
+/// gives the identification of a packet that has none and has to be fragmented.
 pub(crate) fn translate(
     packet: &mut Packet<'_>,
     parsed: &Parsed,
     to: &Flow,
-) -> Result<(Parsed, bool), Reason> {
-    if parsed.kind != Kind::Whole {
-        return Err(Reason::Untranslatable);
-    }
+    mtu: u32,
+    next_id: impl FnOnce() -> u32,
+) -> Result<Translated, Reason> {
+    let (network, v4) = (parsed.network(), is_v4(to));
+    let (mut stretch, from) = stretch(packet.frame(), parsed)?;
     let completed = partial::complete(packet, parsed);
-    let header = read(packet.frame(), parsed.network(), parsed.transport(), &parsed.flow)?;
+    let header = read(packet.frame(), network, from, &parsed.flow)?;
     let delta = pseudo_delta(&parsed.flow, to);
+    let splits = !v4 && !parsed.must_not_be_fragmented(packet.frame());
     let (frame, at) = (packet.frame_mut(), parsed.transport());
-    let (id, without) = match header.protocol {
-        protocol::TCP => {
+    let (id, without) = match (parsed.kind, header.protocol) {
+        (Kind::Later, _) => (0, false),
+        (_, protocol::TCP) => {
             Tcp::parse_mut(frame, at)?.translate(ports(to), delta);
             let sum = Tcp::parse(frame, at, parsed.transport_len())?.checksum();
             (sum, false)
@@ -66,23 +89,82 @@ pub(crate) fn translate(
             (udp.checksum(), udp.checksum() == 0)
         }
     };
-    let header_len = if is_v4(to) { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-    let moved = parsed.moved(*to, header_len);
-    resize(packet, parsed.network(), at - parsed.network(), header_len)?;
+    if without && parsed.kind != Kind::Whole && !v4 {
+        // IPv6 has none without a checksum, which only the whole datagram has (RFC 7915 §4.5).
+        return Err(Reason::Untranslatable);
+    }
+    let payload = parsed.packet_len() + network - from;
+    let longest = mtu.min(FRAGMENTED);
+    let splits = splits && payload + ipv6::HEADER_LEN + ipv6::FRAGMENT_HEADER_LEN > longest as usize;
+    if splits {
+        stretch.get_or_insert_with(|| Stretch { id: next_id(), offset: 0, more: false });
+    }
+    let header_len = match (v4, stretch) {
+        (true, _) => ipv4::HEADER_LEN,
+        (false, None) => ipv6::HEADER_LEN,
+        (false, Some(_)) => ipv6::HEADER_LEN + ipv6::FRAGMENT_HEADER_LEN,
+    };
+    let moved = parsed.moved(*to, from, header_len);
+    resize(packet, network, from - network, header_len)?;
     let header = Header { hops_left: header.hops_left.wrapping_sub(1), ..header };
     // Something that differs from packet to packet, for those that may be fragmented.
-    label(packet.frame_mut(), parsed.network(), to);
-    write(packet.frame_mut(), parsed.network(), to, header, payload_len(parsed), id)?;
-    if without {
-        // IPv6 has none without a checksum (RFC 7915 §4.5).
+    let frame = packet.frame_mut();
+    label(frame, network, to);
+    write(frame, network, to, header, payload, id)?;
+    if let Some(stretch) = stretch {
+        write_stretch(frame, network, v4, stretch)?;
+    }
+    if without && parsed.kind == Kind::Whole {
         partial::finish(packet, &moved, to);
     }
-    Ok((moved, completed))
+    let fragments = splits.then(|| u16::try_from(longest).unwrap_or(u16::MAX));
+    Ok(Translated { parsed: moved, completed, fragments })
 }
 
-/// Bytes behind the IP header and its options or extensions.
-fn payload_len(parsed: &Parsed) -> usize {
-    parsed.packet_len() + parsed.network() - parsed.transport()
+/// Of a fragment: which stretch of its datagram it carries. And where the payload starts in the frame.
+fn stretch(frame: &[u8], parsed: &Parsed) -> Result<(Option<Stretch>, usize), Reason> {
+    if parsed.kind == Kind::Whole {
+        return Ok((None, parsed.transport()));
+    }
+    let network = parsed.network();
+    let (stretch, end) = match parsed.flow {
+        Flow::V4(_) => {
+            let header = Ipv4::parse(frame, network)?;
+            let (offset, more) = (header.fragment_offset(), header.more_fragments());
+            (Stretch { id: header.id().into(), offset, more }, network + header.header_len())
+        }
+        Flow::V6(_) => {
+            let next = Ipv6::parse(frame, network)?.next_header();
+            let header = ipv6::find_fragment(frame, network + ipv6::HEADER_LEN, next);
+            let ipv6::Fragment { id, offset, more, end } = header.ok_or(Reason::Malformed)?;
+            (Stretch { id, offset, more }, end)
+        }
+    };
+    // Extension headers that the datagram has within, before its transport header.
+    if parsed.kind == Kind::First && end != parsed.transport() {
+        return Err(Reason::Untranslatable);
+    }
+    Ok((Some(stretch), end))
+}
+
+/// Has the IP header at `frame[network..]` say what its packet carries of its datagram; IPv6's in the fragment header behind it.
+fn write_stretch(frame: &mut [u8], network: usize, v4: bool, stretch: Stretch) -> Result<(), Reason> {
+    let Stretch { id, offset, more } = stretch;
+    if v4 {
+        let mut header = Ipv4::parse_mut(frame, network)?;
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half of it (RFC 7915 §5.1.1)")]
+        header.set_id(id as u16);
+        header.set_fragment(offset, more);
+        return ipv4::finish(frame, network).ok_or(Reason::Truncated);
+    }
+    let at = network + ipv6::HEADER_LEN;
+    let header = ipv6::fragment_header(Ipv6::parse(frame, network)?.next_header(), id);
+    let length = Ipv6::parse(frame, network)?.payload_len() + ipv6::FRAGMENT_HEADER_LEN;
+    let mut ip = Ipv6::parse_mut(frame, network)?;
+    ip.set_next_header(ipv6::FRAGMENT);
+    ip.set_payload_len(u16::try_from(length).map_err(|_| Reason::TooBig)?);
+    frame.get_mut(at..at + ipv6::FRAGMENT_HEADER_LEN).ok_or(Reason::Truncated)?.copy_from_slice(&header);
+    ipv6::set_fragment(frame, at, offset, more).ok_or(Reason::Truncated)
 }
 
 /// Makes an ICMP error about a packet of the flow that is the reverse of `parsed.flow` an error of the other version about one of
@@ -140,12 +222,11 @@ pub(crate) fn error(packet: &mut Packet<'_>, parsed: &Parsed, to: &Flow, shift: 
 fn read(frame: &[u8], network: usize, transport: usize, flow: &Flow) -> Result<Header, Reason> {
     /// Authentication headers cover what changes here.
     const AUTHENTICATION: u8 = 51;
-    const FRAGMENT: u8 = 44;
     match flow {
         Flow::V4(_) => {
             let header = Ipv4::parse(frame, network)?;
             let options = frame.get(network + ipv4::HEADER_LEN..transport).unwrap_or_default();
-            if header.is_fragment() || ipv4::is_source_routed(options) != Ok(false) {
+            if ipv4::is_source_routed(options) != Ok(false) {
                 return Err(Reason::Untranslatable);
             }
             Ok(Header { class: header.tos(), hops_left: header.ttl(), protocol: flow.protocol() })
@@ -155,7 +236,7 @@ fn read(frame: &[u8], network: usize, transport: usize, flow: &Flow) -> Result<H
             let (mut next, mut at) = (header.next_header(), network + ipv6::HEADER_LEN);
             while at < transport {
                 let extension = frame.get(at..at + 2).ok_or(Reason::Truncated)?;
-                if matches!(next, AUTHENTICATION | FRAGMENT) {
+                if next == AUTHENTICATION {
                     return Err(Reason::Untranslatable);
                 }
                 next = extension[0];

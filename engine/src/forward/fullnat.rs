@@ -6,9 +6,9 @@
 //! not negotiated: a port may be used again as soon as its last connection is over, if the new sequence numbers begin behind the
 //! end of the old ones (RFC 6191, without timestamps).
 
-use super::icmp::Report;
+use super::families::{self, Translated};
+use super::nat;
 use super::tell::{self, Telling};
-use super::{families, nat};
 use crate::batch::Packet;
 use crate::packet::checksum::Delta;
 use crate::packet::tcp::{self, Tcp, flag};
@@ -163,7 +163,7 @@ fn is_after(a: u32, b: u32) -> bool {
     b.wrapping_sub(a).cast_signed() < 0
 }
 
-/// Makes a packet the other side's. Returns whether its checksum was unfinished and is complete now.
+/// Makes a packet the other side's, of the same IP version. Returns whether its checksum was unfinished and is complete now.
 #[inline]
 pub(crate) fn translate(
     packet: &mut Packet<'_>,
@@ -175,11 +175,11 @@ pub(crate) fn translate(
     let completed = match &parsed.flow {
         Flow::V4(from) => match connection.flow4(meta, direction.reversed()) {
             Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
-            None => return translate_family(packet, passage, telling),
+            None => return Err(Reason::DestinationGone.into()),
         },
         Flow::V6(from) => match connection.flow(direction.reversed()) {
             Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
-            Flow::V4(_) => return translate_family(packet, passage, telling),
+            Flow::V4(_) => return Err(Reason::DestinationGone.into()),
         },
     };
     finish(packet, parsed, passage, telling)?;
@@ -204,23 +204,19 @@ fn finish(
     Ok(())
 }
 
-/// As [`translate`], where client and real server speak different IP versions.
+/// As [`translate`], where client and real server speak different IP versions. `next_id`: see [`families::translate`].
 #[cold]
-fn translate_family(
+pub(crate) fn translate_family(
     packet: &mut Packet<'_>,
     passage: &Passage<'_>,
     telling: &Telling<'_>,
-) -> Result<bool, Refused> {
+    next_id: impl FnOnce() -> u32,
+) -> Result<Translated, Reason> {
     let Found { connection, direction, .. } = *passage.found;
-    let (parsed, to) = (passage.parsed, connection.flow(direction.reversed()).reversed());
-    let limit = families::limit(&parsed.flow, &to, passage.egress.mtu);
-    if parsed.packet_len() > limit as usize {
-        let told = parsed.must_not_be_fragmented(packet.frame());
-        return Err(Refused { reason: Reason::TooBig, report: told.then_some(Report::TooBig(limit)) });
-    }
-    let (moved, completed) = families::translate(packet, parsed, &to)?;
-    finish(packet, &moved, passage, telling)?;
-    Ok(completed)
+    let to = connection.flow(direction.reversed()).reversed();
+    let translated = families::translate(packet, passage.parsed, &to, passage.egress.mtu, next_id)?;
+    finish(packet, &translated.parsed, passage, telling)?;
+    Ok(translated)
 }
 
 /// Translates sequence numbers by the connection's delta: of a client's packets to what the real server knows, of the server's

@@ -211,6 +211,9 @@ impl Tracker {
         let passage = Passage { parsed, found, hop, egress };
         match method {
             Method::Nat | Method::Direct => {}
+            Method::FullNat if found.connection.joins_families(found.meta) => {
+                return self.other_family(packet, &passage);
+            }
             Method::FullNat => {
                 passage.check(packet)?;
                 return self.full_nat(packet, &passage);
@@ -308,6 +311,27 @@ impl Tracker {
             _ if !longer || parsed.must_not_be_fragmented(packet.frame()) => None,
             _ => Some(Verdict::Drop(Reason::TooBig)),
         }
+    }
+
+    /// Sends the packet on in the other IP version.
+    #[cold]
+    fn other_family(&self, packet: &mut Packet<'_>, passage: &Passage<'_>) -> Result<Verdict, Refused> {
+        let Passage { parsed, found, hop, egress } = *passage;
+        let to = found.connection.flow(found.direction.reversed());
+        passage.check_length(packet, families::limit(&parsed.flow, &to, egress.mtu))?;
+        let resized = Cell::new(None);
+        let telling =
+            Telling { destinations: &self.destinations, counters: &self.counters, resized: &resized };
+        let next_id = || self.commons.fragments.another_id();
+        let translated = fullnat::translate_family(packet, passage, &telling, next_id)?;
+        if translated.completed {
+            self.counters.count(Event::ChecksumCompleted, 1);
+        }
+        let port = forward::send(packet, parsed, hop, egress)?;
+        if let Some(resized) = resized.get() {
+            return Ok(self.resized(packet, passage, resized, port));
+        }
+        Ok(translated.fragments.map_or(Verdict::Transmit(port), |size| Verdict::Fragment(port, size)))
     }
 
     /// Sends the packet to its real server inside another one.

@@ -101,10 +101,10 @@ impl Parsed {
         self.network() > ethernet::HEADER_LEN
     }
 
-    /// The same payload behind an IP header of `header_len` bytes without options, for `flow`.
-    pub(crate) fn moved(&self, flow: Flow, header_len: usize) -> Parsed {
+    /// The payload that starts at `from` behind an IP header of `header_len` bytes, for `flow`.
+    pub(crate) fn moved(&self, flow: Flow, from: usize, header_len: usize) -> Parsed {
         let network = self.network();
-        let packet_len = self.packet_len() + network + header_len - self.transport();
+        let packet_len = self.packet_len() + network + header_len - from;
         let transport = u16::try_from(network + header_len).unwrap_or(u16::MAX);
         Parsed { flow, transport, packet_len: u32::try_from(packet_len).unwrap_or(u32::MAX), ..*self }
     }

@@ -63,7 +63,7 @@ pub(super) struct Hands {
     holding: Holding,
     /// The queue whose frames are being carried out.
     from: usize,
-    /// Packets fragmented so far: the next one's identification, where it has none of its own.
+    /// The identification of the packet fragmented last, where it had none of its own.
     fragmented: u32,
     /// Workers that were posted something since the last announcement.
     posted: u64,
@@ -73,13 +73,15 @@ pub(super) struct Hands {
 
 impl Hands {
     pub(super) fn new(tools: Tools) -> Self {
+        let me = u32::try_from(tools.me).unwrap_or(0);
         let mut hands = Hands {
             reader: Reader::new(tools.mailboxes[tools.me].clone()),
             tools,
             egress: vec![],
             holding: Holding::default(),
             from: 0,
-            fragmented: 0,
+            // Far from other workers', whose fragments may go the same way.
+            fragmented: me.rotate_right(6),
             posted: 0,
             stuck: false,
             checked: Tick::default(),
