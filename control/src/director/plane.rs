@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use uvs_conntrack::{DestinationId, Tick};
 use uvs_engine::forward::Method;
+use uvs_engine::packet::protocol;
 use uvs_engine::plan::{Plan, Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
 use uvs_engine::steer::{Guard, SteerError, Steering};
@@ -57,10 +58,11 @@ pub(super) struct Plane {
 struct Member {
     id: DestinationId,
     method: Method,
+    tunnel: Option<Tunnel>,
 }
 
-/// What is claimed of the steering program for a real server: its service's packets, and its replies where they come
-/// through here.
+/// What is claimed of the steering program for a real server: its service's packets, its replies where they come through here,
+/// and errors about its packets' tunnel.
 ///
 /// The claim of a real server that was removed lingers for the connections it still has: were its keys taken away, the
 /// kernel would answer the connections' packets with a RST. One that comes back meanwhile takes its claim back, so that
@@ -71,12 +73,21 @@ pub(super) struct Claim {
     pub(super) service: ServiceKey,
     pub(super) method: Method,
     pub(super) reply: Option<SocketAddr>,
+    /// The tunnel's far end, its port (0 but for GUE) and what its IP header says it carries.
+    tunnel: Option<(IpAddr, u16, u8)>,
 }
 
 impl Claim {
     fn of(service: ServiceKey, address: SocketAddr, member: Member) -> Self {
         let replies = matches!(member.method, Method::Nat | Method::FullNat);
-        Claim { id: member.id, service, method: member.method, reply: replies.then_some(address) }
+        let tunnel = member.tunnel.map(|tunnel| match tunnel.kind {
+            TunnelKind::Ipip if service.address.is_ipv4() => (address.ip(), 0, protocol::IPV4),
+            TunnelKind::Ipip => (address.ip(), 0, protocol::IPV6),
+            TunnelKind::Gre => (address.ip(), 0, protocol::GRE),
+            TunnelKind::Gue => (address.ip(), tunnel.port, protocol::UDP),
+        });
+        let reply = replies.then_some(address);
+        Claim { id: member.id, service, method: member.method, reply, tunnel }
     }
 }
 
@@ -164,13 +175,16 @@ impl Plane {
     fn release_idle(&mut self) {
         let idle = |claim: &Claim| self.destinations.connections(claim.id) == Connections::default();
         for claim in self.lingering.extract_if(idle) {
-            let Claim { service, reply, .. } = claim;
+            let Claim { service, reply, tunnel, .. } = claim;
             if let Some(own) = &mut self.own {
                 own.release(&mut self.steering, &claim);
             }
             complain(self.steering.remove_service(service.address, service.port, service.protocol));
             if let Some(reply) = reply {
                 complain(self.steering.remove_reply(reply.ip(), reply.port(), service.protocol));
+            }
+            if let Some((address, port, protocol)) = tunnel {
+                complain(self.steering.remove_tunnel(address, port, protocol));
             }
         }
     }
@@ -241,11 +255,15 @@ impl Plane {
         if self.lingering.remove(&claim) {
             return Ok(());
         }
-        let Claim { service, reply, .. } = claim;
+        let Claim { service, reply, tunnel, .. } = claim;
         self.steering.add_service(service.address, service.port, service.protocol)?;
-        if let Some(reply) = reply
-            && let Err(error) = self.steering.add_reply(reply.ip(), reply.port(), service.protocol)
-        {
+        // By no method both.
+        let more = match (reply, tunnel) {
+            (Some(reply), _) => self.steering.add_reply(reply.ip(), reply.port(), service.protocol),
+            (None, Some((address, port, protocol))) => self.steering.add_tunnel(address, port, protocol),
+            (None, None) => Ok(()),
+        };
+        if let Err(error) = more {
             self.steering.remove_service(service.address, service.port, service.protocol)?;
             return Err(error);
         }
@@ -338,7 +356,7 @@ impl Apply for Plane {
             added => added,
         };
         let destination = destination.map_err(refusal)?;
-        let member = Member { id: destination, method: config.method };
+        let member = Member { id: destination, method: config.method, tunnel: config.plan.tunnel };
         if let Err(error) = self.steer_server(Claim::of(service.key(), server.address, member)) {
             service.delete(server.address, super::now()).map_err(refusal)?;
             return Err(failed(&error));
@@ -354,13 +372,14 @@ impl Apply for Plane {
         let (key, address) = (service.key(), server.address);
         let member = self.members.get(&key).and_then(|members| members.get(&address)).copied();
         let member = member.ok_or(Refusal::NoSuchServer)?;
-        if member.method != config.method {
-            let edited = Member { method: config.method, ..member };
-            self.steer_server(Claim::of(key, address, edited)).map_err(|error| failed(&error))?;
+        let edited = Member { method: config.method, tunnel: config.plan.tunnel, ..member };
+        let claim = Claim::of(key, address, edited);
+        if Claim::of(key, address, member) != claim {
+            self.steer_server(claim).map_err(|error| failed(&error))?;
             self.kernel.server_added(address.ip());
             self.linger(key, address, member);
-            self.members.entry(key).or_default().insert(address, edited);
         }
+        self.members.entry(key).or_default().insert(address, edited);
         service.edit(&config).map_err(refusal)
     }
 
