@@ -7,7 +7,9 @@
 //! The endpoints check what they carry: [`http`] and [`udp`] answer with the name of the server, bodies come from one
 //! deterministic [`stream`], so that a single wrong byte is found and its place told.
 
+pub mod burst;
 pub mod cleanup;
+mod counters;
 mod error;
 pub mod http;
 mod namespace;
@@ -19,6 +21,7 @@ mod topology;
 pub mod udp;
 pub mod wait;
 
+pub use counters::counter;
 pub use error::Error;
 pub use namespace::{DIRECTORY, Namespace, has_ipv6, obstacle};
 pub use netlink::{Prefix, Rtnl, Veth};

@@ -26,6 +26,8 @@ pub fn ping(namespace: &Namespace, address: IpAddr, limit: Duration) -> Result<b
 
 /// TCP flags of a segment, as on the wire.
 pub mod flags {
+    /// Finish.
+    pub const FIN: u8 = 0x01;
     /// Synchronise.
     pub const SYN: u8 = 0x02;
     /// Reset.
@@ -133,11 +135,16 @@ impl Watch {
 
 /// A TCP segment without payload, its checksum right.
 pub fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> [u8; 20] {
+    numbered_segment(from, to, flags, [0x1234_5678, 0x0bad_cafe])
+}
+
+/// The same with these sequence and acknowledgement numbers.
+pub fn numbered_segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8, numbers: [u32; 2]) -> [u8; 20] {
     let mut tcp = [0; 20];
     tcp[0..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
-    tcp[4..8].copy_from_slice(&0x1234_5678_u32.to_be_bytes());
-    tcp[8..12].copy_from_slice(&0x0bad_cafe_u32.to_be_bytes());
+    tcp[4..8].copy_from_slice(&numbers[0].to_be_bytes());
+    tcp[8..12].copy_from_slice(&numbers[1].to_be_bytes());
     tcp[12] = 5 << 4;
     tcp[13] = flags;
     tcp[14..16].copy_from_slice(&1024_u16.to_be_bytes());
@@ -149,7 +156,11 @@ pub fn segment(from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> [u8; 20] {
 /// The TCP checksum (RFC 9293 §3.1) over the pseudo-header and a segment of even length.
 fn checksum(from: Ipv4Addr, to: Ipv4Addr, tcp: &[u8; 20]) -> u16 {
     let pseudo = [0, 6, 0, 20];
-    let bytes = from.octets().into_iter().chain(to.octets()).chain(pseudo).chain(*tcp);
+    internet_checksum(from.octets().into_iter().chain(to.octets()).chain(pseudo).chain(*tcp))
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+pub(crate) fn internet_checksum(bytes: impl Iterator<Item = u8>) -> u16 {
     let (sum, _) = bytes.fold((0_u32, true), |(sum, high), byte| {
         (sum + if high { u32::from(byte) << 8 } else { u32::from(byte) }, !high)
     });

@@ -7,7 +7,7 @@
 //!                                                    director ┘            └── rs2
 //! ```
 //!
-//! With two arms there may be a router between client and director: client ── eth0 router eth1 ── eth0 director. Beyond a
+//! There may be a router between the client and the director or the switch: client ── eth0 router eth1 ── … Beyond a
 //! router the real servers are when that is their gateway, and the director only a host on the client's network:
 //!
 //! ```text
@@ -37,7 +37,7 @@ pub enum Arms {
 pub struct Plan {
     /// How the director is wired.
     pub arms: Arms,
-    /// Whether a router stands between client and director (with two arms).
+    /// Whether a router stands between the client and everybody else.
     pub router: bool,
     /// How many real servers there are: rs1, rs2, …
     pub servers: usize,
@@ -94,13 +94,7 @@ impl Topology {
         let topology = Topology {
             client: namespace("client")?,
             director: namespace("director")?,
-            router: match plan.arms {
-                Arms::Two => plan.router,
-                Arms::One => false,
-                Arms::Beyond => true,
-            }
-            .then(|| namespace("router"))
-            .transpose()?,
+            router: (plan.router || plan.arms == Arms::Beyond).then(|| namespace("router")).transpose()?,
             servers: (1..=plan.servers).map(|n| namespace(&format!("rs{n}"))).collect::<Result<_>>()?,
             switch: (plan.arms != Arms::Two).then(|| namespace("switch")).transpose()?,
             arms: plan.arms,
@@ -116,7 +110,7 @@ impl Topology {
 
     /// The client's address.
     pub fn client_address(&self, like: IpAddr) -> IpAddr {
-        if self.router.is_some() && self.arms == Arms::Two {
+        if self.router.is_some() && self.arms != Arms::Beyond {
             return beyond_router(like, 200, 0x200);
         }
         of_family(like, Ipv4Addr::new(203, 0, 113, 200), v6(0x113, 0x200))
@@ -179,19 +173,13 @@ impl Topology {
         for family in families() {
             self.address(&self.client, "eth0", self.client_address(family))?;
             self.address(&self.director, "eth0", self.director_address(family))?;
-            let gateway = match &self.router {
-                Some(router) => {
-                    let (client_side, director_side) = (beyond_router(family, 1, 1), routers_address(family));
-                    self.address(router, "eth0", client_side)?;
-                    self.address(router, "eth1", director_side)?;
-                    let clients =
-                        Prefix::new(beyond_router(family, 0, 0), if family.is_ipv4() { 24 } else { 64 });
-                    self.director.net().add_route(clients, director_side)?;
-                    client_side
+            match &self.router {
+                Some(router) => self.route(router, family, [&self.director])?,
+                None => {
+                    let gateway = self.director_address(family);
+                    self.client.net().add_route(Prefix::everything(family), gateway)?;
                 }
-                None => self.director_address(family),
-            };
-            self.client.net().add_route(Prefix::everything(family), gateway)?;
+            }
         }
         self.wire_servers(&self.director, plan)
     }
@@ -211,23 +199,52 @@ impl Topology {
     }
 
     fn wire_router(&self, router: &Namespace, plan: &Plan) -> Result<()> {
-        forward(router)?;
-        wire(router, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)?;
+        self.wire_client(router, plan)?;
         wire(&self.director, "eth0", router, "eth1", plan.client_queues, plan.mtu)
+    }
+
+    fn wire_client(&self, router: &Namespace, plan: &Plan) -> Result<()> {
+        forward(router)?;
+        wire(router, "eth0", &self.client, "eth0", plan.client_queues, plan.mtu)
+    }
+
+    /// Gives the router its addresses of a family, and the client and `others` routes to each other through it.
+    fn route<'a>(
+        &self,
+        router: &Namespace,
+        family: IpAddr,
+        others: impl IntoIterator<Item = &'a Namespace>,
+    ) -> Result<()> {
+        let client_side = beyond_router(family, 1, 1);
+        let other_side = routers_address(family);
+        self.address(router, "eth0", client_side)?;
+        self.address(router, "eth1", other_side)?;
+        let clients = Prefix::new(beyond_router(family, 0, 0), if family.is_ipv4() { 24 } else { 64 });
+        for other in others {
+            other.net().add_route(clients, other_side)?;
+        }
+        self.client.net().add_route(Prefix::everything(family), client_side)
     }
 
     fn wire_one_arm(&self, switch: &Namespace, plan: &Plan) -> Result<()> {
         switch.net().add_bridge("br0")?;
         switch.net().up("br0")?;
-        let hosts = [(&self.client, plan.client_queues), (&self.director, plan.client_queues)];
-        let others: Vec<&Namespace> = match &self.router {
-            Some(router) => vec![router],
-            None => self.servers.iter().collect(),
+        let client = match &self.router {
+            Some(router) if self.arms == Arms::One => {
+                self.wire_client(router, plan)?;
+                (router, "eth1", plan.client_queues)
+            }
+            _ => (&self.client, "eth0", plan.client_queues),
         };
-        let others = others.into_iter().map(|other| (other, plan.server_queues));
-        for (number, (host, queues)) in hosts.into_iter().chain(others).enumerate() {
+        let others: Vec<&Namespace> = match &self.router {
+            Some(router) if self.arms == Arms::Beyond => vec![router],
+            _ => self.servers.iter().collect(),
+        };
+        let others = others.into_iter().map(|other| (other, "eth0", plan.server_queues));
+        let hosts = [client, (&self.director, "eth0", plan.client_queues)].into_iter().chain(others);
+        for (number, (host, device, queues)) in hosts.enumerate() {
             let port = port(number);
-            wire(switch, &port, host, "eth0", queues, plan.mtu)?;
+            wire(switch, &port, host, device, queues, plan.mtu)?;
             switch.net().join_bridge(&port, "br0")?;
         }
         for family in families() {
@@ -235,12 +252,18 @@ impl Topology {
             self.address(&self.director, "eth0", self.director_address(family))?;
         }
         match &self.router {
-            Some(router) => self.wire_beyond(router, plan),
-            None => self.servers.iter().enumerate().try_for_each(|(index, server)| {
-                families()
-                    .try_for_each(|family| self.address(server, "eth0", self.server_address(index, family)))
-            }),
+            Some(router) if self.arms == Arms::Beyond => return self.wire_beyond(router, plan),
+            _ => {}
         }
+        for family in families() {
+            for (index, server) in self.servers.iter().enumerate() {
+                self.address(server, "eth0", self.server_address(index, family))?;
+            }
+            if let Some(router) = &self.router {
+                self.route(router, family, self.servers.iter().chain([&self.director]))?;
+            }
+        }
+        Ok(())
     }
 
     fn wire_beyond(&self, router: &Namespace, plan: &Plan) -> Result<()> {
@@ -271,7 +294,7 @@ impl Topology {
             router.wait_ready(&devices.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
         if let Some(switch) = &self.switch {
-            let others = if self.router.is_some() { 1 } else { self.servers.len() };
+            let others = if self.arms == Arms::Beyond { 1 } else { self.servers.len() };
             let ports: Vec<_> = (0..2 + others).map(port).collect();
             switch.wait_ready(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
         }

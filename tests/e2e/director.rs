@@ -98,23 +98,36 @@ pub(crate) struct World {
     pub(crate) director: Director,
     pub(crate) http: Vec<Server>,
     pub(crate) topology: Topology,
+    vips: [IpAddr; 2],
 }
 
 impl World {
     /// Builds it; `arguments` are added to the director's.
     pub(crate) fn build(plan: &Plan, arguments: &[&str]) -> Result<Self, Failed> {
         let topology = Topology::build(plan)?;
-        for vip in [topology.vip(), topology.vip6()] {
+        let vips = [topology.vip(), topology.vip6()];
+        for vip in vips {
             topology.director.net().add_address("eth0", Prefix::host(vip))?;
         }
+        World::start(topology, vips, arguments)
+    }
+
+    /// The same with no addresses but the director's own, which are the virtual ones.
+    fn build_without_vips(plan: &Plan, arguments: &[&str]) -> Result<Self, Failed> {
+        let topology = Topology::build(plan)?;
+        let vips = [V4, V6].map(|family| topology.director_address(family));
+        World::start(topology, vips, arguments)
+    }
+
+    fn start(topology: Topology, vips: [IpAddr; 2], arguments: &[&str]) -> Result<Self, Failed> {
         let http = real_servers(&topology)?;
         let director = Director::start(&topology, arguments)?;
-        Ok(World { director, http, topology })
+        Ok(World { director, http, topology, vips })
     }
 
     /// The virtual address of a family.
     pub(crate) fn vip(&self, family: IpAddr) -> IpAddr {
-        if family.is_ipv4() { self.topology.vip() } else { self.topology.vip6() }
+        self.vips[usize::from(family.is_ipv6())]
     }
 
     /// Port 80 of the virtual address.
@@ -164,6 +177,13 @@ impl World {
         found.ok_or_else(|| format!("there is no counter {reason}, only {drops:?}").into())
     }
 
+    /// How often `event` was counted so far.
+    pub(crate) fn events(&self, event: &str) -> Result<u64, Failed> {
+        let events = self.status()?.events;
+        let found = events.iter().find(|counted| counted.event == event).map(|counted| counted.count);
+        found.ok_or_else(|| format!("there is no counter {event}, only {events:?}").into())
+    }
+
     /// Waits until frames were dropped for `reason`.
     pub(crate) fn wait_for_drops(&self, reason: &str, at_least: u64) -> Outcome {
         let what = format!("{at_least} drops for {reason}");
@@ -173,7 +193,15 @@ impl World {
 
 /// Runs `test` in a new world; a failure comes with the director's log.
 pub(crate) fn in_world(plan: &Plan, arguments: &[&str], test: impl FnOnce(&mut World) -> Outcome) -> Outcome {
-    let mut world = World::build(plan, arguments)?;
+    observe(World::build(plan, arguments)?, test)
+}
+
+/// The same where the director's only addresses are the virtual ones.
+pub(crate) fn in_world_without_vips(plan: &Plan, test: impl FnOnce(&mut World) -> Outcome) -> Outcome {
+    observe(World::build_without_vips(plan, &[])?, test)
+}
+
+fn observe(mut world: World, test: impl FnOnce(&mut World) -> Outcome) -> Outcome {
     let outcome = test(&mut world);
     outcome.map_err(|failed| {
         let message = failed.message().unwrap_or("failed");

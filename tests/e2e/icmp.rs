@@ -1,22 +1,14 @@
 //! ICMP errors through the director: closed ports, short links, packets that travelled too far.
 
-use crate::director::{LIMIT, V4, V6, World, in_default_world, in_world, local};
+use crate::director::{LIMIT, V4, V6, World, in_default_world, local};
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use uvs_lab::http::Connection;
-use uvs_lab::{Error, Plan, stream, udp};
+use uvs_lab::{Error, udp};
 
-pub(crate) const TESTS: Tests = &[
-    ("packets_that_travelled_too_far", || in_default_world(packets_that_travelled_too_far)),
-    ("a_path_that_becomes_narrow", || {
-        in_world(&Plan { router: true, ..Plan::default() }, &[], a_path_that_becomes_narrow)
-    }),
-];
-
-/// Masquerading and full NAT: by both, errors go through the director both ways.
-const METHODS: [&str; 2] = ["-m", "-b"];
+pub(crate) const TESTS: Tests =
+    &[("packets_that_travelled_too_far", || in_default_world(packets_that_travelled_too_far))];
 
 /// Makes a service, `-t` or `-u`, with one real server.
 fn serve(world: &World, kind: &str, service: SocketAddr, server: SocketAddr, method: &str) -> Outcome {
@@ -43,10 +35,6 @@ pub(crate) fn fails(client: &udp::Client, kind: ErrorKind) -> Outcome {
     }
 }
 
-fn families_and_methods() -> impl Iterator<Item = (IpAddr, &'static str)> {
-    [V4, V6].into_iter().flat_map(|family| METHODS.map(|method| (family, method)))
-}
-
 /// As traceroute sees it, the first hop is the virtual address and the second the service.
 fn packets_that_travelled_too_far(world: &mut World) -> Outcome {
     for family in [V4, V6] {
@@ -61,28 +49,4 @@ fn packets_that_travelled_too_far(world: &mut World) -> Outcome {
     }
     let expired = world.drops("ttl_expired")?;
     check(expired == 2, format!("{expired} packets expired"))
-}
-
-/// A link between director and client becomes shorter in the middle of a connection: its router says so to the virtual
-/// address, and the real server, which learns it from there, sends smaller segments.
-fn a_path_that_becomes_narrow(world: &mut World) -> Outcome {
-    const BEFORE: u64 = 3_000_000;
-    const AFTER: u64 = 20_000_000;
-    for (family, method) in families_and_methods() {
-        let mtu = if family.is_ipv4() { 1400 } else { 1300 };
-        serve(world, "-t", world.service(family), world.server(0, family, 80), method)?;
-        let router = world.topology.router.as_ref().ok_or("the lab has no router")?;
-        router.net().set_mtu("eth0", 1500)?;
-        let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT * 3)?;
-        for length in [BEFORE, AFTER] {
-            let down = connection.get(&format!("/bytes/{length}"))?;
-            let same = down.length == length && down.sha256 == stream::sha256(length);
-            check(same, format!("what came down is not what was sent: {length} bytes over {mtu}"))?;
-            router.net().set_mtu("eth0", mtu)?;
-        }
-        drop(connection);
-        // By the other method the real server speaks to another address, of whose path it knows nothing yet.
-        world.ipvsadm("-C")?;
-    }
-    Ok(())
 }

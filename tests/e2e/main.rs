@@ -8,7 +8,6 @@ mod change;
 mod demo;
 mod director;
 mod endings;
-mod families;
 mod faults;
 mod fullnat;
 #[path = "../../lab/tests/harness/mod.rs"]
@@ -24,6 +23,7 @@ mod raw;
 mod real_server;
 mod selftest;
 mod tell;
+mod topologies;
 mod traffic;
 mod uml;
 
@@ -43,12 +43,12 @@ fn main() -> ExitCode {
         ("tell", tell::TESTS),
         ("proxy", proxy::TESTS),
         ("endings", endings::TESTS),
-        ("families", families::TESTS),
         ("own", own::TESTS),
         ("local", local::TESTS),
         ("demo", demo::TESTS),
         ("selftest", selftest::TESTS),
         ("uml", uml::TESTS),
+        ("topologies", topologies::TESTS),
     ];
-    harness::run(files, matrix::tests())
+    harness::run(files, matrix::tests().into_iter().chain(topologies::tests()).collect())
 }

@@ -31,16 +31,23 @@ const CHECKS: [Check; 7] = [
     ("datagrams", datagrams),
     ("fragments", fragments),
     ("errors", errors),
-    ("losses", losses),
+    ("losses", |scene| scene.lost_nothing()),
 ];
+
+/// The IP versions of clients and real servers, and what that is called.
+type Versions = (&'static str, [IpAddr; 2]);
+
+const ONE_VERSION: [Versions; 2] = [("ipv4", [V4, V4]), ("ipv6", [V6, V6])];
+const TWO_VERSIONS: [Versions; 2] = [("nat64", [V6, V4]), ("nat46", [V4, V6])];
 
 /// A test for each combination: `matrix::tun_gue::ipv6::raw`.
 pub(crate) fn tests() -> Vec<(String, Test)> {
     let mut tests = Vec::new();
     for method in &METHODS {
-        for (version, family) in [("ipv4", V4), ("ipv6", V6)] {
+        let two = if method.is_full_nat() { &TWO_VERSIONS[..] } else { &[] };
+        for (version, families) in ONE_VERSION.iter().chain(two) {
             for io in &IOS {
-                let test: Test = Box::new(move || combination(method, family, io));
+                let test: Test = Box::new(move || combination(method, *families, io));
                 tests.push((format!("matrix::{}::{version}::{}", method.name, io.0), test));
             }
         }
@@ -48,7 +55,7 @@ pub(crate) fn tests() -> Vec<(String, Test)> {
     tests
 }
 
-fn combination(method: &Method, family: IpAddr, Io(_, arguments, mode): &Io) -> Outcome {
+fn combination(method: &Method, families: [IpAddr; 2], Io(_, arguments, mode): &Io) -> Outcome {
     let plan = method.plan();
     in_world(&plan, arguments, |world| {
         let devices = world.status()?.devices;
@@ -56,10 +63,14 @@ fn combination(method: &Method, family: IpAddr, Io(_, arguments, mode): &Io) -> 
             devices.iter().all(|device| device.mode.starts_with(mode)),
             format!("not {mode}: {devices:?}"),
         )?;
-        let scene = Scene::set(world, method, family, plan.arms)?;
-        CHECKS.iter().try_for_each(|(what, holds)| {
-            holds(&scene).map_err(|failed| format!("{what}: {}", failed.message().unwrap_or_default()).into())
-        })
+        all_holds(&Scene::set(world, method, families, plan.arms)?)
+    })
+}
+
+/// Every check, one after the other.
+pub(crate) fn all_holds(scene: &Scene<'_>) -> Outcome {
+    CHECKS.iter().try_for_each(|(what, holds)| {
+        holds(scene).map_err(|failed| format!("{what}: {}", failed.message().unwrap_or_default()).into())
     })
 }
 
@@ -111,9 +122,4 @@ fn fragments(scene: &Scene<'_>) -> Outcome {
 fn errors(scene: &Scene<'_>) -> Outcome {
     fails(&scene.datagrams(CLOSED)?, ErrorKind::ConnectionRefused)?;
     scene.the_server_learns_that_a_client_is_gone()
-}
-
-/// Only what is too long for a tunnel is lost, of which its sender is told.
-fn losses(scene: &Scene<'_>) -> Outcome {
-    scene.lost_nothing_but(if scene.method.is_tunnel() { &["too_big"] } else { &[] })
 }

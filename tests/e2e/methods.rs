@@ -19,7 +19,8 @@ pub(crate) struct Method {
     pub(crate) real_server: Option<&'static str>,
 }
 
-pub(crate) const METHODS: [Method; 6] = [
+/// All of them.
+pub(crate) static METHODS: [Method; 6] = [
     Method { name: "nat", server: "-m", real_server: None },
     Method { name: "fullnat", server: "-b", real_server: None },
     Method { name: "dr", server: "-g", real_server: Some("dr") },
@@ -36,6 +37,11 @@ impl Method {
     /// Whether it is full NAT.
     pub(crate) fn is_full_nat(&self) -> bool {
         self.server == "-b"
+    }
+
+    /// The method of this name.
+    pub(crate) fn named(name: &str) -> &'static Method {
+        METHODS.iter().find(|method| method.name == name).unwrap_or(&METHODS[0])
     }
 
     /// Whether real servers see clients' own addresses.
@@ -64,18 +70,22 @@ pub(crate) const CLOSED: u16 = 54;
 pub(crate) struct Scene<'a> {
     pub(crate) world: &'a World,
     pub(crate) method: &'a Method,
+    /// The clients' IP version.
     pub(crate) family: IpAddr,
+    /// The real servers'.
+    servers: IpAddr,
+    arms: Arms,
     pub(crate) echo: udp::Echo,
     _http: Vec<Server>,
     _started: Vec<Started<'a>>,
 }
 
 impl<'a> Scene<'a> {
-    /// Sets everything up.
+    /// Sets everything up for clients and real servers of these IP versions.
     pub(crate) fn set(
         world: &'a World,
         method: &'a Method,
-        family: IpAddr,
+        [family, of_servers]: [IpAddr; 2],
         arms: Arms,
     ) -> Result<Self, Failed> {
         let vip = world.vip(family);
@@ -89,19 +99,21 @@ impl<'a> Scene<'a> {
                 Server::start(server, world.service(family), &format!("rs{}", index + 1))
             });
         let scene = Scene {
-            echo: udp::Echo::start(&servers[0], listens(world, method, family, ECHO), "rs1")?,
+            echo: udp::Echo::start(&servers[0], listens(world, method, [family, of_servers], ECHO), "rs1")?,
             _http: http.collect::<Result<_, _>>()?,
             _started: started?,
             world,
             method,
             family,
+            servers: of_servers,
+            arms,
         };
         if method.name == "nat" && arms == Arms::One {
             scene.come_back_through_the_director()?;
         }
-        scene.serve("-t", 80, servers.len(), arms)?;
-        scene.serve("-u", ECHO, 1, arms)?;
-        scene.serve("-u", CLOSED, 1, arms)?;
+        scene.serve("-t", 80, servers.len())?;
+        scene.serve("-u", ECHO, 1)?;
+        scene.serve("-u", CLOSED, 1)?;
         Ok(scene)
     }
 
@@ -112,22 +124,22 @@ impl<'a> Scene<'a> {
 
     /// The address that real servers see clients at by full NAT: one that no host has, but on one segment the director's own,
     /// which they find there; beyond a router, too.
-    fn local(&self, arms: Arms) -> IpAddr {
-        match arms {
-            Arms::Two => local(self.family),
-            Arms::One | Arms::Beyond => self.world.topology.director_address(self.family),
+    pub(crate) fn local(&self) -> IpAddr {
+        match self.arms {
+            Arms::Two => local(self.servers),
+            Arms::One | Arms::Beyond => self.world.topology.director_address(self.servers),
         }
     }
 
-    fn serve(&self, kind: &str, port: u16, servers: usize, arms: Arms) -> Outcome {
+    fn serve(&self, kind: &str, port: u16, servers: usize) -> Outcome {
         let service = self.at(port);
         self.world.ipvsadm(&format!("-A {kind} {service} -s rr"))?;
         for index in 0..servers {
-            let server = self.world.server(index, self.family, port);
+            let server = self.world.server(index, self.servers, port);
             self.world.ipvsadm(&format!("-a {kind} {service} -r {server} {}", self.method.server))?;
         }
         if self.method.is_full_nat() {
-            self.world.ipvsadm(&format!("-P {kind} {service} -z {}", self.local(arms)))?;
+            self.world.ipvsadm(&format!("-P {kind} {service} -z {}", self.local()))?;
         }
         Ok(())
     }
@@ -158,8 +170,10 @@ impl<'a> Scene<'a> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Nothing was dropped but for these reasons.
-    pub(crate) fn lost_nothing_but(&self, reasons: &[&str]) -> Outcome {
+    /// Nothing was dropped; but packets that do not fit a tunnel or, longer, the other IP version, of which their sender is told.
+    pub(crate) fn lost_nothing(&self) -> Outcome {
+        let grows = self.method.is_tunnel() || self.family.is_ipv4() != self.servers.is_ipv4();
+        let reasons: &[&str] = if grows { &["too_big"] } else { &[] };
         let drops = self.world.status()?.drops;
         let lost: Vec<_> =
             drops.iter().filter(|drop| drop.count > 0 && !reasons.contains(&&*drop.reason)).collect();
@@ -168,9 +182,9 @@ impl<'a> Scene<'a> {
 }
 
 /// Where the first real server listens for a service's packets.
-fn listens(world: &World, method: &Method, family: IpAddr, port: u16) -> SocketAddr {
+fn listens(world: &World, method: &Method, [clients, servers]: [IpAddr; 2], port: u16) -> SocketAddr {
     match method.real_server {
-        Some(_) => SocketAddr::new(world.vip(family), port),
-        None => world.server(0, family, port),
+        Some(_) => SocketAddr::new(world.vip(clients), port),
+        None => world.server(0, servers, port),
     }
 }

@@ -8,7 +8,7 @@ use crate::kernel::{
     other_ports_and_addresses, pings, real_servers_use_their_gateway,
 };
 use crate::traffic::{a_thousand_at_once, both_families, jumbo_frames, run};
-use uvs_lab::Plan;
+use uvs_lab::{Plan, counter};
 
 pub(crate) const TESTS: Tests = &[
     ("a_thousand_at_once", || in_raw_world(a_thousand_at_once)),
@@ -53,17 +53,9 @@ fn two_workers(world: &mut World) -> Outcome {
 }
 
 /// What the director's own stack has sent so far: resets, and ICMP messages.
-fn answers_of_the_kernel(world: &World) -> Result<[u64; 2], libtest_mimic::Failed> {
-    let text = world.topology.director.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
-    let value = |protocol: &str, name: &str| {
-        let mut lines = text.lines().filter(|line| line.starts_with(protocol));
-        let (names, values) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
-        names.zip(values).find(|(field, _)| *field == name)?.1.parse().ok()
-    };
-    match (value("Tcp:", "OutRsts"), value("Icmp:", "OutDestUnreachs")) {
-        (Some(resets), Some(unreachable)) => Ok([resets, unreachable]),
-        _ => Err(format!("not in\n{text}").into()),
-    }
+fn answers_of_the_kernel(world: &World) -> Result<[u64; 2], uvs_lab::Error> {
+    let counted = |protocol, name| counter(&world.topology.director, protocol, name);
+    Ok([counted("Tcp", "OutRsts")?, counted("Icmp", "OutDestUnreachs")?])
 }
 
 fn the_kernel_answers_nothing(world: &mut World) -> Outcome {

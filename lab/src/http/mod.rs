@@ -18,4 +18,5 @@ mod server;
 
 pub use client::{Answer, Connection};
 pub use load::{Load, Report, Sample};
+pub(crate) use server::open as listen;
 pub use server::{Server, serve};

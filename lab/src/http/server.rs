@@ -86,7 +86,8 @@ pub fn serve(address: SocketAddr, name: &str, proxied: bool, ready: impl FnOnce(
 #[derive(Clone, Debug, Default)]
 struct Connections(Arc<Mutex<HashMap<u64, Arc<TcpStream>>>>);
 
-fn open(address: SocketAddr) -> Result<TcpListener> {
+/// A listener at `address`, in the namespace of the calling thread, that keeps up with thousands of clients at once.
+pub(crate) fn open(address: SocketAddr) -> Result<TcpListener> {
     let failed = |error: io::Error| Error::System { what: format!("listen at {address}"), source: error };
     let listener = TcpListener::bind(address).map_err(failed)?;
     Backlog::new(BACKLOG)
