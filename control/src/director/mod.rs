@@ -269,7 +269,7 @@ impl Director {
         };
         let mut plane =
             Plane::new(config.clone(), destinations, steering, kernel.clone(), report, options.reserve_ports);
-        plane.own = divert(&plane.steering, &own_device, options, chosen);
+        plane.own = Own::begin(&plane.steering, &own_device, options, chosen);
         plane.set_local(kernel.local_addresses());
         let registry = Arc::new(Mutex::new(Registry::new(plane, options.timeouts)));
         configure(&registry, options)?;
@@ -331,20 +331,6 @@ impl Director {
             thread::sleep(Duration::from_millis(5));
         }
     }
-}
-
-/// What is to divert this host's own packets. A kernel that cannot does not keep the director from starting.
-fn divert(steering: &Steering, to: &OwnDevice, options: &RunOptions, chosen: &[Device]) -> Option<Own> {
-    let timeout = match options.on_crash {
-        OnCrash::Guard => options.guard_timeout.0,
-        OnCrash::Kernel => LEAST,
-    };
-    let devices = chosen.iter().map(|device| device.index).collect();
-    let own = Own::new(steering, to, devices, timeout.max(LEAST));
-    let refused = |error| {
-        tracing::warn!("connections of this host's own to its services are not balanced: {error}");
-    };
-    own.map_err(refused).ok()
 }
 
 fn restore_ports() {

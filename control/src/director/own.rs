@@ -5,16 +5,18 @@
 //! stands on the loopback device while there is a service, and on those held from the first real server that needs it.
 
 use super::plane::{Claim, complain};
+use crate::options::{OnCrash, RunOptions};
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use uvs_engine::forward::Method;
+use uvs_engine::link::Device;
 use uvs_engine::nexthop::{Routes, Target};
 use uvs_engine::service::LocalPool;
 use uvs_engine::snapshot::{OwnTraffic, Port, Snapshot};
 use uvs_engine::steer::diversion::LOOPBACK;
-use uvs_engine::steer::{Diversion, OwnDevice, SteerError, Steering};
+use uvs_engine::steer::{Diversion, OwnDevice, Steering};
 use uvs_engine::{Config, PortId};
 
 /// The longest packet that the device takes: that of a TAP device.
@@ -54,16 +56,26 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Diverts nothing yet. What it diverts goes to the device `to`, and after this process's death nowhere for `timeout`.
-    pub(super) fn new(
+    /// Diverts nothing yet. What it diverts goes to the device `to`, and after this process's death nowhere for a while. A kernel that
+    /// cannot divert does not keep the director from starting.
+    pub(super) fn begin(
         steering: &Steering,
         to: &OwnDevice,
-        devices: Vec<u32>,
-        timeout: Duration,
-    ) -> Result<Self, SteerError> {
-        let diversion = Diversion::new(steering, to.ifindex(), timeout)?;
+        options: &RunOptions,
+        held: &[Device],
+    ) -> Option<Self> {
+        let timeout = match options.on_crash {
+            OnCrash::Guard => options.guard_timeout.0.max(super::LEAST),
+            OnCrash::Kernel => super::LEAST,
+        };
+        let devices = held.iter().map(|device| device.index).collect();
+        let diversion = Diversion::new(steering, to.ifindex(), timeout);
+        let refused = |error| {
+            tracing::warn!("connections of this host's own to its services are not balanced: {error}");
+        };
         let (claims, sources) = (HashMap::new(), BTreeSet::new());
-        Ok(Own { diversion, timeout, devices, claims, sources, failing: false })
+        let diversion = diversion.map_err(refused).ok()?;
+        Some(Own { diversion, timeout, devices, claims, sources, failing: false })
     }
 
     /// There is a service.
