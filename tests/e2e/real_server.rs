@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 use uvs_lab::http::{Connection, Server};
 use uvs_lab::{Namespace, stream, udp, wait};
 
@@ -255,8 +255,13 @@ fn a_start_killed_anywhere(world: &mut World) -> Outcome {
     let server = &world.topology.servers[0];
     let vip = world.vip(V4);
     let before = everything(server)?;
+    // How long one takes here and now, on its way through every place that it may be killed at.
+    let begin = Instant::now();
+    real_server(server, &format!("start --vip {vip} --method tun"))?;
+    let whole = begin.elapsed();
+    real_server(server, &format!("stop --vip {vip}"))?;
     let mut halfway = 0;
-    for round in 0..40_u64 {
+    for round in 0..40 {
         for action in ["start", "stop"] {
             let words = format!("real-server {action} --vip {vip}");
             let mut command = Command::new(UVS);
@@ -265,7 +270,7 @@ fn a_start_killed_anywhere(world: &mut World) -> Outcome {
                 command.args(["--method", "tun"]);
             }
             let mut child = server.start(&mut command)?;
-            std::thread::sleep(Duration::from_micros(round * 400));
+            std::thread::sleep(whole * round / 40);
             child.kill()?;
             halfway += usize::from(!child.wait()?.success() && everything(server)? != before);
         }

@@ -122,6 +122,7 @@ impl<P> Tapped<P> {
     }
 
     /// Hands over what became of the last batch.
+    #[cold]
     fn flush(&mut self) {
         for Pending { capture, record, .. } in self.pending.drain(..) {
             capture.push(self.worker, record);
@@ -210,7 +211,9 @@ impl<P: Process> Process for Tapped<P> {
 
     /// All verdicts of the turn before were carried out.
     fn between(&mut self, now: Tick) {
-        self.flush();
+        if !self.pending.is_empty() {
+            self.flush();
+        }
         self.again = false;
         self.process.between(now);
     }
