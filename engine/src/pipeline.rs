@@ -6,6 +6,7 @@
 
 mod commons;
 mod egress;
+mod envelopes;
 mod errors;
 mod fragments;
 mod own;

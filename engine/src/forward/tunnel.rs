@@ -48,10 +48,15 @@ impl Tunnel {
     /// # Errors
     /// [`Reason::TunnelMtu`] when that is less than any link may have.
     pub(crate) fn limit(&self, outer_v4: bool, mtu: u32) -> Result<u32, Reason> {
-        let least = if outer_v4 { LEAST_MTU_V4 } else { LEAST_MTU_V6 };
-        let overhead = u32::try_from(self.overhead(outer_v4)).unwrap_or(u32::MAX);
-        mtu.checked_sub(overhead).filter(|limit| *limit >= least).ok_or(Reason::TunnelMtu)
+        limit(self.overhead(outer_v4), outer_v4, mtu)
     }
+}
+
+#[inline]
+fn limit(overhead: usize, outer_v4: bool, mtu: u32) -> Result<u32, Reason> {
+    let least = if outer_v4 { LEAST_MTU_V4 } else { LEAST_MTU_V6 };
+    let overhead = u32::try_from(overhead).unwrap_or(u32::MAX);
+    mtu.checked_sub(overhead).filter(|limit| *limit >= least).ok_or(Reason::TunnelMtu)
 }
 
 /// Both ends of a tunnel.
@@ -92,88 +97,192 @@ pub(crate) struct Marks {
     pub(crate) id: u16,
 }
 
+/// A tunnel to one real server: its headers, written but for what they take from each packet.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    tunnel: Tunnel,
+    ends: Ends,
+    server: IpAddr,
+    /// Bytes of `headers` that are used, the last ones.
+    overhead: usize,
+    headers: [u8; MOST_OVERHEAD],
+    /// The sum of the outer IPv4 header as it stands there.
+    sum: Sum,
+}
+
+impl Envelope {
+    /// For packets of one IP version.
+    pub(crate) fn new(tunnel: Tunnel, ends: Ends, inner_v4: bool) -> Result<Self, Reason> {
+        let overhead = tunnel.overhead(ends.is_v4());
+        let mut headers = [0; MOST_OVERHEAD];
+        let ip = MOST_OVERHEAD - overhead;
+        let (inner, ethertype) =
+            if inner_v4 { (protocol::IPV4, ethernet::IPV4) } else { (protocol::IPV6, ethernet::IPV6) };
+        let outer = tunnel.protocol(inner);
+        let (transport, sum) = match ends {
+            Ends::V4(source, destination) => {
+                let sum = Ipv4::parse_mut(&mut headers, ip)?.prepare(source, destination, outer);
+                (ip + ipv4::HEADER_LEN, sum)
+            }
+            Ends::V6(source, destination) => {
+                Ipv6::parse_mut(&mut headers, ip)?.emit(source, destination, outer, 0, 0);
+                (ip + ipv6::HEADER_LEN, Sum::default())
+            }
+        };
+        match tunnel.kind {
+            TunnelKind::Ipip => {}
+            TunnelKind::Gue => {
+                Udp::parse_mut(&mut headers, transport)?.emit(0, tunnel.port, 0);
+                Gue::parse_mut(&mut headers, transport + udp::HEADER_LEN)?.emit(inner);
+            }
+            TunnelKind::Gre => {
+                gre::emit(&mut headers, transport, ethertype, tunnel.checksum != TunnelChecksum::None)?;
+            }
+        }
+        let server = match ends {
+            Ends::V4(_, server) => server.into(),
+            Ends::V6(_, server) => server.into(),
+        };
+        Ok(Envelope { tunnel, ends, server, overhead, headers, sum })
+    }
+
+    /// The real server.
+    #[inline]
+    pub(crate) fn server(&self) -> IpAddr {
+        self.server
+    }
+
+    /// The longest packet in bytes that fits a link of `mtu`.
+    ///
+    /// # Errors
+    /// [`Reason::TunnelMtu`] when that is less than any link may have.
+    #[inline]
+    pub(crate) fn limit(&self, mtu: u32) -> Result<u32, Reason> {
+        limit(self.overhead, self.ends.is_v4(), mtu)
+    }
+
+    /// Whether the packets of this flow are for the real server's own address: wrapped, they would come back.
+    #[inline]
+    pub(crate) fn loops(&self, flow: &Flow) -> bool {
+        match (self.ends, flow) {
+            (Ends::V4(_, server), Flow::V4(flow)) => flow.destination() == server,
+            (Ends::V6(_, server), Flow::V6(flow)) => flow.destination() == server,
+            _ => false,
+        }
+    }
+}
+
 /// Wraps a packet that is one hop older than `parsed` says and whose checksums are complete. Tags stay where they were, before
 /// the outer header.
 pub(crate) fn encapsulate(
     packet: &mut Packet<'_>,
     parsed: &Parsed,
-    tunnel: &Tunnel,
-    ends: Ends,
+    envelope: &Envelope,
     options: &ForwardOptions,
     marks: Marks,
 ) -> Result<(), Reason> {
+    let Envelope { tunnel, ends, overhead, .. } = envelope;
     let inner = Inner::read(packet.frame(), parsed)?;
     if packet.rest().is_empty() {
         // What pads a short frame is no part of the packet.
         packet.truncate(parsed.network() + parsed.packet_len());
     }
-    let overhead = tunnel.overhead(ends.is_v4());
     let length = u16::try_from(overhead + parsed.packet_len()).map_err(|_| Reason::TooBig)?;
-    if !packet.grow_front(overhead) {
+    // As much as any tunnel takes, for the headers to be copied in one piece whatever their length is.
+    if !packet.grow_front(MOST_OVERHEAD) {
         return Err(Reason::TooBig);
     }
+    let spare = MOST_OVERHEAD - overhead;
     let network = parsed.network();
+    let ip = spare + network;
     let frame = packet.frame_mut();
-    frame.copy_within(overhead..overhead + network, 0);
-    let ethertype = if ends.is_v4() { ethernet::IPV4 } else { ethernet::IPV6 };
-    frame[network - 2..network].copy_from_slice(&ethertype.to_be_bytes());
+    let link = Link::take(frame, network)?;
+    frame
+        .get_mut(network..)
+        .and_then(<[u8]>::first_chunk_mut::<MOST_OVERHEAD>)
+        .ok_or(Reason::Truncated)?
+        .copy_from_slice(&envelope.headers);
+    link.put(frame, spare, if ends.is_v4() { ethernet::IPV4 } else { ethernet::IPV6 })?;
 
-    // Remote checksum offload saves work only where the inner checksum is left to be done, and here it is done.
-    let checksum = tunnel.checksum != TunnelChecksum::None;
     let dscp = inner.traffic_class & !CE;
     let ecn = match inner.traffic_class & CE {
         // RFC 3168 §9.1.1, full functionality: congestion inside is not shown outside. RFC 6040 §4.1 shows it.
         CE if !options.rfc6040 => ECT_0,
         ecn => ecn,
     };
-    let (outer, tos) = (tunnel.protocol(inner.protocol), dscp | ecn);
+    let tos = dscp | ecn;
     let hops_left = parsed.hops_left - 1;
-    let (transport, payload) = match ends {
-        Ends::V4(source, destination) => {
-            let dont_fragment = inner.dont_fragment && options.pmtu_disc;
-            let id = if dont_fragment { 0 } else { marks.id };
-            let payload = length - HEADER_LEN_V4;
-            let mut header = Ipv4::parse_mut(frame, network)?;
-            header.write(&ipv4::Header {
-                tos,
-                id,
-                dont_fragment,
-                ttl: hops_left,
-                protocol: outer,
-                source,
-                destination,
-                payload,
-            });
-            (network + ipv4::HEADER_LEN, payload)
-        }
-        Ends::V6(source, destination) => {
-            let payload = length - HEADER_LEN_V6;
-            let mut header = Ipv6::parse_mut(frame, network)?;
-            header.emit(source, destination, outer, hops_left, payload);
-            header.set_traffic_class(tos);
-            (network + ipv6::HEADER_LEN, payload)
-        }
+    let (transport, payload) = if ends.is_v4() {
+        let dont_fragment = inner.dont_fragment && options.pmtu_disc;
+        let id = if dont_fragment { 0 } else { marks.id };
+        let of_packet = ipv4::OfPacket { tos, length, id, dont_fragment, ttl: hops_left };
+        Ipv4::parse_mut(frame, ip)?.complete(envelope.sum, &of_packet);
+        (ip + ipv4::HEADER_LEN, length - HEADER_LEN_V4)
+    } else {
+        let mut header = Ipv6::parse_mut(frame, ip)?;
+        header.set_traffic_class(tos);
+        header.set_payload_len(length - HEADER_LEN_V6);
+        header.set_hop_limit(hops_left);
+        (ip + ipv6::HEADER_LEN, length - HEADER_LEN_V6)
     };
+    // Remote checksum offload saves work only where the inner checksum is left to be done, and here it is done.
+    let checksum = tunnel.checksum != TunnelChecksum::None;
     match tunnel.kind {
         TunnelKind::Ipip => {}
         TunnelKind::Gue => {
-            let frame = packet.frame_mut();
             Udp::parse_mut(frame, transport)?.emit(source_port(marks.hash), tunnel.port, payload);
-            Gue::parse_mut(frame, transport + udp::HEADER_LEN)?.emit(inner.protocol);
             if checksum {
                 let sum = ends.pseudo(protocol::UDP, payload).plus(sum(packet, transport, payload));
                 Udp::parse_mut(packet.frame_mut(), transport)?.set_checksum(sum.checksum());
             }
         }
-        TunnelKind::Gre => {
-            gre::emit(packet.frame_mut(), transport, inner.ethertype, checksum)?;
-            if checksum {
-                let sum = sum(packet, transport, payload);
-                gre::set_checksum(packet.frame_mut(), transport, sum.checksum())?;
+        TunnelKind::Gre if checksum => {
+            let sum = sum(packet, transport, payload);
+            gre::set_checksum(packet.frame_mut(), transport, sum.checksum())?;
+        }
+        TunnelKind::Gre => {}
+    }
+    let _there_are_so_many = packet.shrink_front(spare);
+    Ok(())
+}
+
+/// The link-layer header of a packet that is being wrapped.
+enum Link {
+    Plain([u8; ethernet::HEADER_LEN]),
+    Tagged([u8; ethernet::MAX_LEN], usize),
+}
+
+impl Link {
+    /// That of `length` bytes in a frame that has grown by [`MOST_OVERHEAD`].
+    #[inline]
+    fn take(frame: &[u8], length: usize) -> Result<Self, Reason> {
+        let grown = frame.get(MOST_OVERHEAD..).ok_or(Reason::Truncated)?;
+        if length == ethernet::HEADER_LEN {
+            return grown.first_chunk().copied().map(Link::Plain).ok_or(Reason::Truncated);
+        }
+        let mut bytes = [0; ethernet::MAX_LEN];
+        let taken = grown.get(..length).ok_or(Reason::Truncated)?;
+        bytes.get_mut(..length).ok_or(Reason::Malformed)?.copy_from_slice(taken);
+        Ok(Link::Tagged(bytes, length))
+    }
+
+    /// Puts it at `frame[at..]`, before a packet of this EtherType.
+    #[inline]
+    fn put(self, frame: &mut [u8], at: usize, ethertype: u16) -> Result<(), Reason> {
+        let place = frame.get_mut(at..).ok_or(Reason::Truncated)?;
+        let [a, b] = ethertype.to_be_bytes();
+        match self {
+            Link::Plain(mut bytes) => {
+                [bytes[ethernet::field::ETHERTYPE], bytes[ethernet::field::ETHERTYPE + 1]] = [a, b];
+                *place.first_chunk_mut().ok_or(Reason::Truncated)? = bytes;
+            }
+            Link::Tagged(mut bytes, length) => {
+                bytes[length - 2..length].copy_from_slice(&[a, b]);
+                place.get_mut(..length).ok_or(Reason::Truncated)?.copy_from_slice(&bytes[..length]);
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// GUE's source port for a flow, the same for all of its packets.
@@ -212,28 +321,20 @@ const ECT_0: u8 = 0b10;
 struct Inner {
     traffic_class: u8,
     dont_fragment: bool,
-    protocol: u8,
-    ethertype: u16,
 }
 
 impl Inner {
+    #[inline]
     fn read(frame: &[u8], parsed: &Parsed) -> Result<Self, Reason> {
         Ok(match parsed.flow {
             Flow::V4(_) => {
                 let header = Ipv4::parse(frame, parsed.network())?;
-                Inner {
-                    traffic_class: header.tos(),
-                    dont_fragment: header.dont_fragment(),
-                    protocol: protocol::IPV4,
-                    ethertype: ethernet::IPV4,
-                }
+                Inner { traffic_class: header.tos(), dont_fragment: header.dont_fragment() }
             }
-            Flow::V6(_) => Inner {
-                traffic_class: Ipv6::parse(frame, parsed.network())?.traffic_class(),
-                dont_fragment: false,
-                protocol: protocol::IPV6,
-                ethertype: ethernet::IPV6,
-            },
+            Flow::V6(_) => {
+                let header = Ipv6::parse(frame, parsed.network())?;
+                Inner { traffic_class: header.traffic_class(), dont_fragment: false }
+            }
         })
     }
 }

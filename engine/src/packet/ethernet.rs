@@ -22,6 +22,8 @@ pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// Tags that a frame may have.
 pub const MAX_TAGS: usize = 2;
+/// Length of the header with as many, in bytes.
+pub const MAX_LEN: usize = HEADER_LEN + MAX_TAGS * TAG_LEN;
 
 /// Byte ranges of the header.
 pub mod field {

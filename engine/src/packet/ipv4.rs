@@ -241,6 +241,33 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv4<B> {
         self.write(&Header { tos, id, dont_fragment, ttl, protocol, source, destination, payload });
     }
 
+    /// Writes what of a header without options the packets of one path share, the rest zero. Returns its sum, for
+    /// [`Ipv4::complete`].
+    pub fn prepare(&mut self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> Sum {
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.octets(), destination.octets());
+        *self.0 = [0x45, 0, 0, 0, 0, 0, 0, 0, 0, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+        Sum::of_header(&self.0)
+    }
+
+    /// Writes the rest of a header whose sum was `prepared`.
+    #[inline]
+    pub fn complete(&mut self, prepared: Sum, of: &OfPacket) {
+        let fragment = if of.dont_fragment { DONT_FRAGMENT } else { 0 };
+        let (length, id, fragment) = (of.length.to_be(), of.id.to_be(), fragment.to_be());
+        self.0[field::TOS] = of.tos;
+        self.0[field::TOTAL_LENGTH..field::ID].copy_from_slice(&length.to_ne_bytes());
+        self.0[field::ID..field::FRAGMENT].copy_from_slice(&id.to_ne_bytes());
+        self.0[field::FRAGMENT..field::TTL].copy_from_slice(&fragment.to_ne_bytes());
+        self.0[field::TTL] = of.ttl;
+        let sum = prepared
+            .plus_word(u16::from_ne_bytes([0, of.tos]))
+            .plus_word(length)
+            .plus_word(id)
+            .plus_word(fragment)
+            .plus_word(u16::from_ne_bytes([of.ttl, 0]));
+        self.0[field::CHECKSUM].copy_from_slice(&sum.checksum().to_ne_bytes());
+    }
+
     /// Writes a whole header without options.
     pub fn write(&mut self, header: &Header) {
         let [total0, total1] = header.payload.saturating_add(20).to_be_bytes();
@@ -307,6 +334,21 @@ pub struct Header {
     pub destination: Ipv4Addr,
     /// Length of the payload in bytes.
     pub payload: u16,
+}
+
+/// What an IPv4 header says of its own packet alone.
+#[derive(Clone, Copy, Debug)]
+pub struct OfPacket {
+    /// Type of service.
+    pub tos: u8,
+    /// Length of header and payload, in bytes.
+    pub length: u16,
+    /// Identification.
+    pub id: u16,
+    /// Whether no router may fragment the packet.
+    pub dont_fragment: bool,
+    /// Time to live.
+    pub ttl: u8,
 }
 
 /// Whether the options after a header have the packet travel the way its sender chose (RFC 791 §3.1: LSRR, SSRR). Malformed:

@@ -156,6 +156,11 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Ipv6<B> {
         self.0[1] = class << 4 | self.0[1] & 0xf;
     }
 
+    /// Sets the hop limit.
+    pub fn set_hop_limit(&mut self, hops: u8) {
+        self.0[field::HOP_LIMIT] = hops;
+    }
+
     /// Writes a whole header for a packet of `payload` bytes.
     pub fn emit(&mut self, source: Ipv6Addr, destination: Ipv6Addr, next: u8, hop_limit: u8, payload: u16) {
         let length = payload.to_be_bytes();

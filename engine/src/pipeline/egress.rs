@@ -7,12 +7,10 @@ use crate::batch::{Packet, PortId};
 use crate::counters::Event;
 use crate::forward::icmp::{self, Report};
 use crate::forward::tell::{self, Resized, Telling};
-use crate::forward::tunnel::{Ends, Marks};
 use crate::forward::{self, Method, direct, families, fullnat, nat, partial, tunnel};
 use crate::nexthop::{Cached, HopWord, Resolved};
 use crate::packet::tcp::flag;
 use crate::packet::{protocol, proxy};
-use crate::plan::Tunnel;
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::cell::Cell;
@@ -105,7 +103,7 @@ impl Passage<'_> {
 
     /// The same for a packet that may have `limit` bytes.
     #[inline]
-    fn check_length(&self, packet: &Packet<'_>, limit: u32) -> Result<(), Refused> {
+    pub(super) fn check_length(&self, packet: &Packet<'_>, limit: u32) -> Result<(), Refused> {
         let parsed = self.parsed;
         if !self.egress.up {
             return Err(Reason::PortDown.into());
@@ -180,17 +178,6 @@ impl Passage<'_> {
 const MOST_GROWTH: usize = 128;
 const _: () =
     assert!(tunnel::MOST_OVERHEAD <= MOST_GROWTH && families::MOST_GROWTH + proxy::MAX_LEN <= MOST_GROWTH);
-
-/// How a tunnelled packet is wrapped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wrapping {
-    tunnel: Tunnel,
-    ends: Ends,
-    /// The longest packet around another that fits the next link and what is known of the path, in bytes.
-    mtu: u32,
-    /// The longest packet in bytes that fits into that.
-    pub(super) limit: u32,
-}
 
 impl Tracker {
     /// Rewrites the packet as its connection's, to be sent or, where it is for this host itself, to be given back.
@@ -287,7 +274,7 @@ impl Tracker {
         let growth = if told { tell::growth(found) } else { 0 };
         let room = if tell::needs_room(found) { growth } else { 0 };
         let limit = match Method::of_flags(found.meta.flags()) {
-            Some(Method::Tunnel) => self.wrapping(view, found, egress).ok()?.limit,
+            Some(Method::Tunnel) => self.room(view, parsed, found, egress).ok()?.limit,
             Some(Method::FullNat) => {
                 let to = found.connection.flow(found.direction.reversed());
                 let limit = families::limit(&parsed.flow, &to, egress.mtu) as usize;
@@ -332,68 +319,6 @@ impl Tracker {
             return Ok(self.resized(packet, passage, resized, port));
         }
         Ok(translated.fragments.map_or(Verdict::Transmit(port), |size| Verdict::Fragment(port, size)))
-    }
-
-    /// Sends the packet to its real server inside another one.
-    #[inline(never)]
-    pub(super) fn tunnel(
-        &self,
-        view: &View<'_>,
-        packet: &mut Packet<'_>,
-        passage: &Passage<'_>,
-    ) -> Result<Verdict, Refused> {
-        let Passage { parsed, found, hop, egress } = *passage;
-        let wrapping = self.wrapping(view, found, egress)?;
-        let whole = !view.snapshot.options.pmtu_disc && matches!(parsed.flow, Flow::V4(_));
-        passage.check_length(packet, if whole { u32::MAX } else { wrapping.limit })?;
-        let completed = match forward::is_own(found.meta.flags()) {
-            true => self.translate_own(packet, passage)?,
-            false => direct::pass(packet, parsed),
-        };
-        if completed {
-            self.counters.count(Event::ChecksumCompleted, 1);
-        }
-        self.wrap(view, packet, parsed, &wrapping)?;
-        let port = forward::send(packet, parsed, hop, egress)?;
-        if parsed.packet_len() > wrapping.limit as usize {
-            return Ok(Verdict::Fragment(port, u16::try_from(wrapping.mtu).unwrap_or(u16::MAX)));
-        }
-        Ok(Verdict::Transmit(port))
-    }
-
-    /// How packets of this connection are wrapped on their way out of a device.
-    #[inline(never)]
-    pub(super) fn wrapping(
-        &self,
-        view: &View<'_>,
-        found: &Found<'_>,
-        egress: &Port,
-    ) -> Result<Wrapping, Reason> {
-        let Found { connection, direction, .. } = found;
-        let plan = self.destinations.plan(connection.destination());
-        let tunnel = plan.tunnel.ok_or(Reason::DestinationGone)?;
-        let server = self.receiver(connection, *direction);
-        let ends = Ends::new(plan.source, server).ok_or(Reason::NoTunnelSource)?;
-        if server == connection.flow(*direction).destination().ip() {
-            return Err(Reason::TunnelLoop);
-        }
-        let path = view.snapshot.paths.limit(server, view.now).unwrap_or(u32::MAX);
-        let mtu = egress.mtu.min(path);
-        Ok(Wrapping { tunnel, ends, mtu, limit: tunnel.limit(ends.is_v4(), mtu)? })
-    }
-
-    /// Wraps a packet, aged and complete, for its real server.
-    pub(super) fn wrap(
-        &self,
-        view: &View<'_>,
-        packet: &mut Packet<'_>,
-        parsed: &Parsed,
-        wrapping: &Wrapping,
-    ) -> Result<(), Reason> {
-        let hash = self.hash(&parsed.flow);
-        let marks = Marks { hash, id: self.next_id(hash) };
-        let Wrapping { tunnel, ends, .. } = wrapping;
-        tunnel::encapsulate(packet, parsed, tunnel, *ends, &view.snapshot.options, marks)
     }
 
     /// The host's own stack gets the packet, its checksum complete.

@@ -75,12 +75,11 @@ impl Tracker {
         let Some(method) = Method::of_flags(found.meta.flags()).or(own) else {
             return Verdict::Drop(Reason::DestinationGone);
         };
-        let wrapping = (method == Method::Tunnel).then(|| self.wrapping(view, &found, egress)).transpose();
-        let wrapping = match wrapping {
-            Ok(wrapping) => wrapping,
+        let tunnelled = method == Method::Tunnel;
+        let limit = match tunnelled.then(|| self.room(view, parsed, &found, egress)).transpose() {
+            Ok(room) => room.map_or(egress.mtu, |room| room.limit),
             Err(reason) => return Verdict::Drop(reason),
         };
-        let limit = wrapping.map_or(egress.mtu, |wrapping| wrapping.limit);
         if parsed.packet_len() > limit as usize {
             return Verdict::Drop(Reason::TooBig);
         }
@@ -94,7 +93,7 @@ impl Tracker {
             return Verdict::Drop(reason);
         }
         let sent = rewrite(packet, parsed, &found, method)
-            .and_then(|()| wrapping.map_or(Ok(()), |wrapping| self.wrap(view, packet, parsed, &wrapping)))
+            .and_then(|()| if tunnelled { self.wrap(view, packet, parsed, &found, egress) } else { Ok(()) })
             .and_then(|()| forward::send(packet, parsed, hop, egress));
         match sent {
             Ok(port) => {

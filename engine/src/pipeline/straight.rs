@@ -2,7 +2,7 @@
 //! whose next hop is known, and that fit.
 
 use super::View;
-use super::egress::{Passage, Way};
+use super::egress::Way;
 use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
@@ -80,14 +80,17 @@ impl Tracker {
         if method.sees_replies() && to.is_none() {
             return false;
         }
+        let wrapped = match method {
+            Method::Tunnel => self.tunnel_straight(view, packet, parsed, &found, egress),
+            _ => Ok(true),
+        };
+        if wrapped == Ok(false) {
+            return false;
+        }
         connection.touch(direction, view.now);
         self.count_packet(connection.destination(), direction, parsed);
-        if method == Method::Tunnel {
-            let passage = Passage { parsed, found: &Found { connection, meta, direction }, hop, egress };
-            *verdict = match self.tunnel(view, packet, &passage) {
-                Ok(verdict) => verdict,
-                Err(refused) => self.refuse(view, packet, parsed, direction, refused),
-            };
+        if let Err(reason) = wrapped {
+            *verdict = Verdict::Drop(reason);
             return true;
         }
         let completed = match to {
@@ -108,7 +111,7 @@ impl Tracker {
                 }
                 unfinished
             }
-            None => direct::pass(packet, parsed),
+            None => method == Method::Direct && direct::pass(packet, parsed),
         };
         if completed {
             self.counters.count(Event::ChecksumCompleted, 1);

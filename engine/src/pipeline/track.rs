@@ -1,6 +1,7 @@
 //! The stage that finds a packet's connection and lets the packet change it.
 
 use super::egress::{Refused, Way};
+use super::envelopes::Envelopes;
 use super::parse::{Kind, Parsed};
 use super::state;
 use super::{Commons, View};
@@ -36,6 +37,7 @@ pub(super) struct Tracker {
     made: Cell<u16>,
     /// By how many bytes the datagram whose first fragment was last judged holds more now.
     pub(super) shifted: Cell<usize>,
+    pub(super) envelopes: Envelopes,
     /// A connection that is to end with the batch.
     spent: Cell<Option<ConnId>>,
 }
@@ -59,6 +61,7 @@ impl Tracker {
             traffic,
             made: Cell::new(0),
             shifted: Cell::new(0),
+            envelopes: Envelopes::default(),
             spent: Cell::new(None),
         }
     }

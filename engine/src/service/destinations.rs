@@ -116,6 +116,8 @@ pub struct Destinations {
     /// Read for every packet of a client, written by commands; dense, so that all of it stays in a cache.
     available: Box<[AtomicBool]>,
     runtimes: Chunked<Runtime>,
+    /// See [`Destinations::plans`].
+    plans: AtomicU64,
     noted: Chunked<Noted>,
     counters: Arc<Counters>,
     locals: Locals,
@@ -137,6 +139,7 @@ impl Destinations {
         Arc::new(Destinations {
             available: (0..capacity).map(|_| AtomicBool::new(false)).collect(),
             runtimes: Chunked::new(capacity),
+            plans: AtomicU64::new(0),
             noted: Chunked::new(capacity.max(SERVICES)),
             counters,
             locals: Locals::default(),
@@ -156,6 +159,12 @@ impl Destinations {
         self.available.get(id.0 as usize).is_some_and(|available| available.load(Ordering::Relaxed))
     }
 
+    /// How often plans have changed: who read one at a time reads the same as long as that is.
+    #[inline]
+    pub(crate) fn plans(&self) -> u64 {
+        self.plans.load(Ordering::Acquire)
+    }
+
     /// What the destination's forwarding method needs to know of it.
     pub fn plan(&self, id: DestinationId) -> Plan {
         self.runtime(id).and_then(|runtime| runtime.plan.load().as_deref().copied()).unwrap_or_default()
@@ -164,6 +173,7 @@ impl Destinations {
     pub(super) fn set_plan(&self, id: DestinationId, plan: Plan) {
         if let Some(runtime) = self.runtime(id) {
             runtime.plan.store((plan != Plan::default()).then(|| Arc::new(plan)));
+            self.plans.fetch_add(1, Ordering::Release);
         }
     }
 
