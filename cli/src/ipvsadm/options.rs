@@ -410,6 +410,20 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_every_switch() {
+        let help = include_str!("help.txt");
+        let words: Vec<&str> = help.split([' ', ',', '\n', '|', ':', ';']).collect();
+        for (letter, long, ..) in SWITCHES {
+            assert!(words.contains(&format!("--{long}").as_str()), "--{long} is not in the help");
+            let letter = letter.map(|letter| format!("-{letter}"));
+            assert!(
+                letter.is_none_or(|letter| words.contains(&letter.as_str())),
+                "a letter of --{long} is not"
+            );
+        }
+    }
+
+    #[test]
     fn options_stand_once_and_where_they_may() {
         let given = |options: &[Opt]| {
             let mut given = Given::default();
