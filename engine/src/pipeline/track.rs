@@ -124,10 +124,33 @@ impl Tracker {
                 found => found.map(|found| found.hit()),
             },
         };
-        *verdict = match likeliest.or_else(|| self.handle.search(candidate, &parsed.flow)) {
+        let found = likeliest.or_else(|| self.handle.search(candidate, &parsed.flow));
+        if let (None, Some(hit)) = (likeliest, found)
+            && self.straight_later(view, packet, parsed, hit, verdict)
+        {
+            return;
+        }
+        *verdict = match found {
             Some(hit) => self.known(view, packet, parsed, hit),
             None => self.unknown(view, packet, parsed),
         };
+    }
+
+    /// As [`Tracker::straight`], for the few connections that were not the likeliest.
+    #[inline(never)]
+    fn straight_later(
+        &self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        hit: Hit,
+        verdict: &mut Verdict,
+    ) -> bool {
+        let Some(found) = self.handle.found(hit) else { return false };
+        match &parsed.flow {
+            Flow::V4(flow) => self.straight(view, packet, parsed, flow, found, verdict),
+            Flow::V6(flow) => self.straight(view, packet, parsed, flow, found, verdict),
+        }
     }
 
     /// The verdict for what is not a whole TCP segment or UDP datagram.
