@@ -170,18 +170,8 @@ pub(crate) fn translate(
     passage: &Passage<'_>,
     telling: &Telling<'_>,
 ) -> Result<bool, Refused> {
-    let Found { connection, meta, direction } = *passage.found;
     let parsed = passage.parsed;
-    let completed = match &parsed.flow {
-        Flow::V4(from) => match connection.flow4(meta, direction.reversed()) {
-            Some(other) => nat::translate4(packet, parsed, from, &other.reversed()),
-            None => return Err(Reason::DestinationGone.into()),
-        },
-        Flow::V6(from) => match connection.flow(direction.reversed()) {
-            Flow::V6(other) => nat::translate6(packet, parsed, from, &other.reversed()),
-            Flow::V4(_) => return Err(Reason::DestinationGone.into()),
-        },
-    };
+    let completed = nat::translate(packet, parsed, passage.found)?;
     finish(packet, parsed, passage, telling)?;
     Ok(completed)
 }

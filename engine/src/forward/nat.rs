@@ -9,21 +9,83 @@ use crate::packet::protocol;
 use crate::packet::tcp::{self, Tcp};
 use crate::packet::udp::{self, Udp};
 use crate::pipeline::{PLAIN_NETWORK, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed};
-use uvs_conntrack::{Flow, Flow4, Flow6};
+use crate::verdict::Reason;
+use uvs_conntrack::{Flow, Flow4, Flow6, Found};
 
-/// Makes an IPv4 packet of the flow `from` one of the flow `to`, one hop older. Returns whether its checksum was unfinished
-/// and is complete now.
-pub(crate) fn translate4(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
-    let unfinished = rewrite4(packet.frame_mut(), parsed, from, to);
-    if unfinished {
-        partial::finish(packet, parsed, &Flow::V4(*to));
+/// Makes a packet of a connection the other side's, of the same IP version, one hop older. Returns whether its checksum was
+/// unfinished and is complete now.
+///
+/// # Errors
+/// [`Reason::DestinationGone`] when the other side is of the other version.
+pub(crate) fn translate(packet: &mut Packet<'_>, parsed: &Parsed, found: &Found<'_>) -> Result<bool, Reason> {
+    match &parsed.flow {
+        Flow::V4(flow) => translate_of(packet, parsed, flow, found),
+        Flow::V6(flow) => translate_of(packet, parsed, flow, found),
     }
-    unfinished
 }
 
-/// As [`translate4`], of the packet's first part. Returns whether its checksum is unfinished.
+fn translate_of(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    flow: &impl Family,
+    found: &Found<'_>,
+) -> Result<bool, Reason> {
+    let to = flow.opposite(*found).ok_or(Reason::DestinationGone)?;
+    let unfinished = flow.rewrite(packet.frame_mut(), parsed, &to);
+    if unfinished {
+        partial::finish(packet, parsed, &to.into());
+    }
+    Ok(unfinished)
+}
+
+/// A packet's flow, of one IP version.
+pub(crate) trait Family: Sized + Into<Flow> {
+    /// The flow, if it is of this version.
+    fn of(flow: &Flow) -> Option<&Self>;
+
+    /// The flow that its connection's other side has the packet in. None: that is of the other version.
+    fn opposite(&self, found: Found<'_>) -> Option<Self>;
+
+    /// Makes the headers of a packet's first part those of the flow `to`, one hop older. Returns whether its checksum is unfinished.
+    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool;
+}
+
+impl Family for Flow4 {
+    #[inline]
+    fn of(flow: &Flow) -> Option<&Self> {
+        if let Flow::V4(flow) = flow { Some(flow) } else { None }
+    }
+
+    #[inline(always)]
+    fn opposite(&self, found: Found<'_>) -> Option<Self> {
+        found.connection.flow4(found.meta, found.direction.reversed()).map(Flow4::reversed)
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool {
+        rewrite4(frame, parsed, self, to)
+    }
+}
+
+impl Family for Flow6 {
+    #[inline]
+    fn of(flow: &Flow) -> Option<&Self> {
+        if let Flow::V6(flow) = flow { Some(flow) } else { None }
+    }
+
+    #[inline(always)]
+    fn opposite(&self, found: Found<'_>) -> Option<Self> {
+        found.connection.flow6(found.meta, found.direction.reversed()).map(Flow6::reversed)
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool {
+        rewrite6(frame, parsed, self, to)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn rewrite4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
+fn rewrite4(frame: &mut [u8], parsed: &Parsed, from: &Flow4, to: &Flow4) -> bool {
     const TCP: usize = PLAIN_TRANSPORT4 + tcp::HEADER_LEN;
     const UDP: usize = PLAIN_TRANSPORT4 + udp::HEADER_LEN;
     // The same code three times: of the first two the compiler knows where every field lies.
@@ -64,18 +126,8 @@ fn headers4(
     unfinished
 }
 
-/// As [`translate4`], for IPv6.
-pub(crate) fn translate6(packet: &mut Packet<'_>, parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
-    let unfinished = rewrite6(packet.frame_mut(), parsed, from, to);
-    if unfinished {
-        partial::finish(packet, parsed, &Flow::V6(*to));
-    }
-    unfinished
-}
-
-/// As [`rewrite4`], for IPv6.
 #[inline(always)]
-pub(crate) fn rewrite6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
+fn rewrite6(frame: &mut [u8], parsed: &Parsed, from: &Flow6, to: &Flow6) -> bool {
     const TCP: usize = PLAIN_TRANSPORT6 + tcp::HEADER_LEN;
     const UDP: usize = PLAIN_TRANSPORT6 + udp::HEADER_LEN;
     if !parsed.is_plain6() {

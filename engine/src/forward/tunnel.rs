@@ -102,7 +102,6 @@ pub(crate) struct Marks {
 pub(crate) struct Envelope {
     tunnel: Tunnel,
     ends: Ends,
-    server: IpAddr,
     /// Bytes of `headers` that are used, the last ones.
     overhead: usize,
     headers: [u8; MOST_OVERHEAD],
@@ -139,17 +138,16 @@ impl Envelope {
                 gre::emit(&mut headers, transport, ethertype, tunnel.checksum != TunnelChecksum::None)?;
             }
         }
-        let server = match ends {
-            Ends::V4(_, server) => server.into(),
-            Ends::V6(_, server) => server.into(),
-        };
-        Ok(Envelope { tunnel, ends, server, overhead, headers, sum })
+        Ok(Envelope { tunnel, ends, overhead, headers, sum })
     }
 
     /// The real server.
     #[inline]
     pub(crate) fn server(&self) -> IpAddr {
-        self.server
+        match self.ends {
+            Ends::V4(_, server) => server.into(),
+            Ends::V6(_, server) => server.into(),
+        }
     }
 
     /// The longest packet in bytes that fits a link of `mtu`.

@@ -15,7 +15,7 @@ use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::cell::Cell;
 use std::net::IpAddr;
-use uvs_conntrack::{Connection, Direction, Flow, Flow4, Flow6, Found};
+use uvs_conntrack::{Connection, Direction, Found};
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
@@ -126,52 +126,6 @@ impl Passage<'_> {
         }
         Verdict::Transmit(port)
     }
-
-    /// Makes the packet what masquerading sends, or leaves it as direct routing does. Returns whether its checksum was unfinished
-    /// and is complete now.
-    #[inline]
-    fn rewrite(&self, packet: &mut Packet<'_>, method: Method) -> Result<bool, Refused> {
-        match &self.parsed.flow {
-            Flow::V4(from) => self.rewrite4(packet, method, from),
-            Flow::V6(from) => self.rewrite6(packet, method, from),
-        }
-    }
-
-    /// As [`Passage::rewrite`], for a packet of the flow `from`.
-    #[inline(always)]
-    pub(super) fn rewrite4(
-        &self,
-        packet: &mut Packet<'_>,
-        method: Method,
-        from: &Flow4,
-    ) -> Result<bool, Refused> {
-        let Found { connection, meta, direction } = *self.found;
-        match method {
-            Method::Nat => match connection.flow4(meta, direction.reversed()) {
-                Some(other) => Ok(nat::translate4(packet, self.parsed, from, &other.reversed())),
-                None => Err(Reason::DestinationGone.into()),
-            },
-            Method::Direct | Method::FullNat | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
-        }
-    }
-
-    /// As [`Passage::rewrite4`], for IPv6.
-    #[inline(always)]
-    pub(super) fn rewrite6(
-        &self,
-        packet: &mut Packet<'_>,
-        method: Method,
-        from: &Flow6,
-    ) -> Result<bool, Refused> {
-        let Found { connection, meta, direction } = *self.found;
-        match method {
-            Method::Nat => match connection.flow6(meta, direction.reversed()) {
-                Some(other) => Ok(nat::translate6(packet, self.parsed, from, &other.reversed())),
-                None => Err(Reason::DestinationGone.into()),
-            },
-            Method::Direct | Method::FullNat | Method::Tunnel => Ok(direct::pass(packet, self.parsed)),
-        }
-    }
 }
 
 /// As many bytes as a packet grows by at most.
@@ -196,19 +150,19 @@ impl Tracker {
         let Way::Hop(hop) = way else { return Ok(self.give_back(packet, parsed)) };
         let egress = view.snapshot.ports.get(usize::from(hop.port().0)).ok_or(Reason::EgressNotOurs)?;
         let passage = Passage { parsed, found, hop, egress };
-        match method {
-            Method::Nat | Method::Direct => {}
+        if method != Method::Tunnel && !found.connection.joins_families(found.meta) {
+            passage.check(packet)?;
+        }
+        let completed = match method {
+            Method::Nat => nat::translate(packet, parsed, found)?,
+            Method::Direct => direct::pass(packet, parsed),
             Method::FullNat if found.connection.joins_families(found.meta) => {
                 return self.other_family(packet, &passage);
             }
-            Method::FullNat => {
-                passage.check(packet)?;
-                return self.full_nat(packet, &passage);
-            }
+            Method::FullNat => return self.full_nat(packet, &passage),
             Method::Tunnel => return self.tunnel(view, packet, &passage),
-        }
-        passage.check(packet)?;
-        if passage.rewrite(packet, method)? {
+        };
+        if completed {
             self.counters.count(Event::ChecksumCompleted, 1);
         }
         Ok(passage.verdict(forward::send(packet, parsed, hop, egress)?))

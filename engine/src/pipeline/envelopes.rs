@@ -122,9 +122,7 @@ impl Tracker {
         found: &Found<'_>,
         egress: &Port,
     ) -> Result<(), Reason> {
-        self.enveloped(view, parsed, found, egress, |envelope, _| {
-            tunnel::encapsulate(packet, parsed, envelope, &view.snapshot.options, self.marks(&parsed.flow))
-        })
+        self.enveloped(view, parsed, found, egress, |envelope, _| self.seal(view, packet, parsed, envelope))
     }
 
     /// Sends the packet to its real server inside another one.
@@ -151,7 +149,7 @@ impl Tracker {
             if completed {
                 self.counters.count(Event::ChecksumCompleted, 1);
             }
-            tunnel::encapsulate(packet, parsed, envelope, &view.snapshot.options, self.marks(&parsed.flow))?;
+            self.seal(view, packet, parsed, envelope)?;
             let port = forward::send(packet, parsed, hop, egress)?;
             Ok(Ok(if parsed.packet_len() > room.limit as usize {
                 Verdict::Fragment(port, u16::try_from(room.mtu).unwrap_or(u16::MAX))
@@ -161,8 +159,8 @@ impl Tracker {
         })?
     }
 
-    /// As [`Tracker::tunnel`], of a packet that the link takes in any envelope. `false`, and nothing has happened: the path does
-    /// not.
+    /// As [`Tracker::tunnel`] up to the link-layer addresses, of a packet that the link takes in any envelope. Returns whether its
+    /// checksum was unfinished and is complete now; None, and nothing has happened: the path does not take it.
     #[inline(never)]
     pub(super) fn tunnel_straight(
         &self,
@@ -171,22 +169,26 @@ impl Tracker {
         parsed: &Parsed,
         found: &Found<'_>,
         egress: &Port,
-    ) -> Result<bool, Reason> {
+    ) -> Result<Option<bool>, Reason> {
         self.enveloped(view, parsed, found, egress, |envelope, room| {
             if parsed.packet_len() > room.limit as usize {
-                return Ok(false);
+                return Ok(None);
             }
-            if direct::pass(packet, parsed) {
-                self.counters.count(Event::ChecksumCompleted, 1);
-            }
-            let marks = self.marks(&parsed.flow);
-            tunnel::encapsulate(packet, parsed, envelope, &view.snapshot.options, marks).map(|()| true)
+            let completed = direct::pass(packet, parsed);
+            self.seal(view, packet, parsed, envelope).map(|()| Some(completed))
         })
     }
 
     #[inline]
-    fn marks(&self, flow: &Flow) -> Marks {
-        let hash = self.handle.hash(flow);
-        Marks { hash, id: self.next_id(hash) }
+    fn seal(
+        &self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        envelope: &Envelope,
+    ) -> Result<(), Reason> {
+        let hash = self.handle.hash(&parsed.flow);
+        let marks = Marks { hash, id: self.next_id(hash) };
+        tunnel::encapsulate(packet, parsed, envelope, &view.snapshot.options, marks)
     }
 }

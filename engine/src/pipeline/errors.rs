@@ -57,12 +57,9 @@ impl Tracker {
         if hit.direction == Direction::In && !available && view.snapshot.on_remove == OnRemove::Drop {
             return Verdict::Drop(Reason::DestinationGone);
         }
-        let way = match Way::remembered(view, &connection, hit.direction) {
-            Some(way) => way,
-            None => match self.ask(view, &connection, hit.direction, packet.port()) {
-                Ok(way) => way,
-                Err(verdict) => return verdict,
-            },
+        let way = match self.way(view, &connection, hit.direction, packet.port()) {
+            Ok(way) => way,
+            Err(verdict) => return verdict,
         };
         let Way::Hop(hop) = way else { return Verdict::ToKernel };
         let Some(egress) = view.snapshot.ports.get(usize::from(hop.port().0)) else {

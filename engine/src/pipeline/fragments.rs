@@ -7,7 +7,6 @@ mod table;
 pub(crate) use table::Fragments;
 
 use super::View;
-use super::egress::Way;
 use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
@@ -139,8 +138,7 @@ impl Tracker {
         if hit.direction == Direction::In && !available && view.snapshot.on_remove == OnRemove::Drop {
             return Verdict::Drop(Reason::DestinationGone);
         }
-        let way = Way::remembered(view, &connection, hit.direction);
-        let way = match way.map_or_else(|| self.ask(view, &connection, hit.direction, packet.port()), Ok) {
+        let way = match self.way(view, &connection, hit.direction, packet.port()) {
             Ok(way) => way,
             Err(verdict) => return verdict,
         };

@@ -26,8 +26,23 @@ use std::sync::Arc;
 use uvs_conntrack::{Connection, Direction, Flow, Found, Inserted, NewConnection};
 
 impl Tracker {
-    /// The way of a connection's packets that arrive by `port` travelling in `direction`, for the connection to remember. A
+    /// The way of a connection's packets that arrive by `port` travelling in `direction`, as it remembers it or as the routes say. A
     /// verdict when there is no way now.
+    #[inline]
+    pub(super) fn way(
+        &self,
+        view: &View<'_>,
+        connection: &Connection<'_>,
+        direction: Direction,
+        port: PortId,
+    ) -> Result<Way, Verdict> {
+        match Way::remembered(view, connection, direction) {
+            Some(way) => Ok(way),
+            None => self.ask(view, connection, direction, port),
+        }
+    }
+
+    /// The same as the routes say, for the connection to remember.
     #[cold]
     pub(super) fn ask(
         &self,

@@ -7,13 +7,14 @@ use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
-use crate::forward::{self, Method, direct, fullnat, nat, partial, tunnel};
+use crate::forward::nat::Family;
+use crate::forward::{self, Method, direct, fullnat, partial, tunnel};
 use crate::nexthop::HopWord;
 use crate::packet::ethernet::Ethernet;
 use crate::packet::protocol;
 use crate::snapshot::Port;
 use crate::verdict::Verdict;
-use uvs_conntrack::{Flow, Flow4, Flow6, Found, Hit, flags};
+use uvs_conntrack::{Found, Hit, flags};
 
 impl Tracker {
     /// The verdict for a packet of a known connection, as [`Tracker::known`] comes to it for every packet. `false`, and nothing
@@ -76,47 +77,38 @@ impl Tracker {
         if meta.flags() & flags::TELL != 0 {
             return false;
         }
-        let to = if method.sees_replies() { flow.opposite(found) } else { None };
-        if method.sees_replies() && to.is_none() {
-            return false;
-        }
-        let wrapped = match method {
-            Method::Tunnel => self.tunnel_straight(view, packet, parsed, &found, egress),
-            _ => Ok(true),
-        };
-        if wrapped == Ok(false) {
-            return false;
-        }
-        connection.touch(direction, view.now);
-        self.count_packet(connection.destination(), direction, parsed);
-        if let Err(reason) = wrapped {
-            *verdict = Verdict::Drop(reason);
-            return true;
-        }
-        let completed = match to {
-            Some(to) => {
+        let rewritten = match method {
+            Method::Tunnel => match self.tunnel_straight(view, packet, parsed, &found, egress) {
+                Ok(None) => return false,
+                Ok(Some(completed)) => Ok(completed),
+                Err(reason) => Err(reason),
+            },
+            Method::Direct => Ok(direct::pass(packet, parsed)),
+            Method::Nat | Method::FullNat => {
+                let Some(to) = flow.opposite(found) else { return false };
                 let frame = packet.frame_mut();
                 let unfinished = flow.rewrite(frame, parsed, &to);
-                if method == Method::FullNat && meta.protocol() == protocol::TCP {
+                let shifted = if method == Method::FullNat && meta.protocol() == protocol::TCP {
                     let delta = connection.sequence().delta;
-                    if let Err(reason) =
-                        fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta))
-                    {
-                        *verdict = Verdict::Drop(reason);
-                        return true;
-                    }
-                }
+                    fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta))
+                } else {
+                    Ok(())
+                };
                 if unfinished {
                     partial::finish(packet, parsed, &to.into());
                 }
-                unfinished
+                shifted.map(|()| unfinished)
             }
-            None => method == Method::Direct && direct::pass(packet, parsed),
         };
-        if completed {
-            self.counters.count(Event::ChecksumCompleted, 1);
-        }
-        *verdict = match forward::send(packet, parsed, hop, egress) {
+        connection.touch(direction, view.now);
+        self.count_packet(connection.destination(), direction, parsed);
+        let sent = rewritten.and_then(|completed| {
+            if completed {
+                self.counters.count(Event::ChecksumCompleted, 1);
+            }
+            forward::send(packet, parsed, hop, egress)
+        });
+        *verdict = match sent {
             Ok(port) => Verdict::Transmit(port),
             Err(reason) => Verdict::Drop(reason),
         };
@@ -128,50 +120,4 @@ impl Tracker {
 #[inline]
 fn is_easy(parsed: &Parsed, egress: &Port) -> bool {
     egress.up && parsed.hops_left > 1 && parsed.packet_len() + tunnel::MOST_OVERHEAD <= egress.mtu as usize
-}
-
-/// A packet's flow, of one IP version.
-pub(super) trait Family: Sized + Into<Flow> {
-    /// The flow, if it is of this version.
-    fn of(flow: &Flow) -> Option<&Self>;
-
-    /// The flow that its connection's other side has the packet in. None: that is of the other version.
-    fn opposite(&self, found: Found<'_>) -> Option<Self>;
-
-    /// Makes the packet's headers those of the flow `to`. Returns whether its checksum is unfinished.
-    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool;
-}
-
-impl Family for Flow4 {
-    #[inline]
-    fn of(flow: &Flow) -> Option<&Self> {
-        if let Flow::V4(flow) = flow { Some(flow) } else { None }
-    }
-
-    #[inline(always)]
-    fn opposite(&self, found: Found<'_>) -> Option<Self> {
-        found.connection.flow4(found.meta, found.direction.reversed()).map(Flow4::reversed)
-    }
-
-    #[inline(always)]
-    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool {
-        nat::rewrite4(frame, parsed, self, to)
-    }
-}
-
-impl Family for Flow6 {
-    #[inline]
-    fn of(flow: &Flow) -> Option<&Self> {
-        if let Flow::V6(flow) = flow { Some(flow) } else { None }
-    }
-
-    #[inline(always)]
-    fn opposite(&self, found: Found<'_>) -> Option<Self> {
-        found.connection.flow6(found.meta, found.direction.reversed()).map(Flow6::reversed)
-    }
-
-    #[inline(always)]
-    fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool {
-        nat::rewrite6(frame, parsed, self, to)
-    }
 }

@@ -1,6 +1,6 @@
 //! The stage that finds a packet's connection and lets the packet change it.
 
-use super::egress::{Refused, Way};
+use super::egress::Refused;
 use super::envelopes::Envelopes;
 use super::parse::{Kind, Parsed};
 use super::state;
@@ -187,12 +187,9 @@ impl Tracker {
                 return Verdict::Drop(Reason::DestinationGone);
             }
         }
-        let way = match Way::remembered(view, &connection, hit.direction) {
-            Some(way) => way,
-            None => match self.ask(view, &connection, hit.direction, packet.port()) {
-                Ok(way) => way,
-                Err(verdict) => return self.stranded(view, packet, parsed, hit.direction, verdict),
-            },
+        let way = match self.way(view, &connection, hit.direction, packet.port()) {
+            Ok(way) => way,
+            Err(verdict) => return self.stranded(view, packet, parsed, hit.direction, verdict),
         };
         if let Some(verdict) = self.too_long(view, packet, parsed, &found, way) {
             return verdict;
