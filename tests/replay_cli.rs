@@ -197,3 +197,24 @@ fn pcapng_with_several_interfaces_is_one_director() {
         assert!(!said.contains(" in:") && !said.contains(" out:"), "{said}");
     }
 }
+
+#[test]
+fn complaints_that_nobody_reads_are_no_panic() {
+    let bench = Bench::new("unread");
+    std::fs::write(bench.0.join("wrong.toml"), "wrong").unwrap();
+    for arguments in [
+        &["replay", "--config", "uvs.toml", "--in", "absent.pcap"][..],
+        &["replay", "--config", "wrong.toml", "--in", "absent.pcap"],
+        &["check", "wrong.toml"],
+        &["capture", "port", "http"],
+        &["status", "--socket", "absent"],
+        &["run"],
+        &["real-server", "start", "--vip", "0.0.0.0", "--method", "dr"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_uvs"));
+        let status = command.args(arguments).current_dir(&bench.0).stderr(writer).status().unwrap();
+        assert_eq!(status.code(), Some(2), "{arguments:?}");
+    }
+}

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Command::Off => off(&args.socket),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("uvs guard: {error:#}");
+        tell!("uvs guard: {error:#}");
         ExitCode::from(CANNOT_BEGIN)
     })
 }

@@ -3,12 +3,16 @@
 //! Exit statuses: 0 when it is done, 1 when the director (or the demo) failed at its work, 2 when the command line, the
 //! configuration or the machine does not allow it to begin. `ipvsadm` has its own, those of ipvsadm: 0, 1, 2 and 255.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod log;
+
 mod capture;
 mod check;
 pub mod demo;
 mod guard;
 pub mod ipvsadm;
-mod log;
 mod real_server;
 mod replay;
 mod run;

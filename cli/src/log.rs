@@ -21,6 +21,11 @@ pub(crate) fn say(text: &str) {
     let _nobody_listens = io::stderr().write_all(text.as_bytes());
 }
 
+/// Says a line, formatted, on standard error, where `eprintln` would panic when nobody listens any more.
+macro_rules! tell {
+    ($($words:tt)*) => { $crate::log::say(&format!("{}\n", format_args!($($words)*))) };
+}
+
 /// Takes everything; what cannot be written is lost.
 struct Lossy<W>(W);
 

@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn cannot(why: impl std::fmt::Display) -> ExitCode {
-    eprintln!("uvs real-server: {why}");
+    tell!("uvs real-server: {why}");
     ExitCode::from(CANNOT_BEGIN)
 }
 

@@ -1,6 +1,6 @@
 //! `uvs replay`: captures through a director that is not there.
 
-use crate::{CANNOT_BEGIN, say};
+use crate::{CANNOT_BEGIN, log, say};
 use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let options = match config::load(&args.config) {
         Ok(options) => options,
         Err(faults) => {
-            eprint!("{faults}");
+            log::say(&faults.to_string());
             return ExitCode::from(CANNOT_BEGIN);
         }
     };
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("uvs replay: {error:#}");
+            tell!("uvs replay: {error:#}");
             ExitCode::from(CANNOT_BEGIN)
         }
     }
@@ -121,7 +121,7 @@ fn replay(args: &Args, options: &uvs_control::options::RunOptions) -> anyhow::Re
     }
     say(&tally.summary(&network));
     let cut_short: Vec<String> = captures.cut_short().collect();
-    cut_short.iter().for_each(|what| eprintln!("uvs replay: {what}"));
+    cut_short.iter().for_each(|what| tell!("uvs replay: {what}"));
     Ok(cut_short.is_empty())
 }
 

@@ -113,18 +113,18 @@ fn overrides(args: Args) -> Overrides {
 
 /// Tells which devices there are to choose from.
 fn list_devices() {
-    eprintln!("uvs: no device to take frames from: name one with --interface, or several, or all");
+    tell!("uvs: no device to take frames from: name one with --interface, or several, or all");
     match devices::usable() {
         Ok(devices) if devices.is_empty() => {
-            eprintln!("this network namespace has no Ethernet device that is up");
+            tell!("this network namespace has no Ethernet device that is up");
         }
         Ok(devices) => {
-            eprintln!("usable devices:");
+            tell!("usable devices:");
             for device in devices {
                 let queues = if device.queues == 1 { "queue" } else { "queues" };
-                eprintln!("  {:<15} MTU {:<6} {} {queues}", device.name, device.mtu, device.queues);
+                tell!("  {:<15} MTU {:<6} {} {queues}", device.name, device.mtu, device.queues);
             }
         }
-        Err(error) => eprintln!("{error}"),
+        Err(error) => tell!("{error}"),
     }
 }

@@ -25,11 +25,11 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     match answer {
         Ok(status) if args.json => match serde_json::to_string_pretty(&status) {
             Ok(text) => say(&format!("{text}\n")),
-            Err(error) => eprintln!("uvs status: {error}"),
+            Err(error) => tell!("uvs status: {error}"),
         },
         Ok(status) => say(&describe(&status)),
         Err(error) => {
-            eprintln!("uvs status: {error}");
+            tell!("uvs status: {error}");
             return ExitCode::from(CANNOT_BEGIN);
         }
     }

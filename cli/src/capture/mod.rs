@@ -76,12 +76,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let outcome = match begun {
         Ok(mut capture) => capture.run(args.count),
         Err(error) => {
-            eprintln!("uvs capture: {error:#}");
+            tell!("uvs capture: {error:#}");
             return ExitCode::from(CANNOT_BEGIN);
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("uvs capture: {error:#}");
+        tell!("uvs capture: {error:#}");
         ExitCode::FAILURE
     })
 }
@@ -118,7 +118,7 @@ fn begin(args: &Args) -> anyhow::Result<Capture> {
     let mut devices: Vec<&str> =
         interfaces.iter().filter_map(|name| Some(name.rsplit_once(' ')?.0)).collect();
     devices.dedup();
-    eprintln!("uvs capture: listening on {}; Ctrl-C ends it", devices.join(", "));
+    tell!("uvs capture: listening on {}; Ctrl-C ends it", devices.join(", "));
     let reader =
         Reader::new(BufReader::with_capacity(1 << 16, stream)).context("the director shows nothing")?;
     Ok(Capture { reader, interfaces, output, asked, frames: 0, last: Duration::ZERO })
@@ -129,7 +129,7 @@ impl Capture {
         let ended = self.pass_on(count);
         let lost = self.reader.interfaces().iter().map(|interface| interface.lost);
         let written = ended.and_then(|code| self.output.finish(self.last, lost.clone()).map(|()| code));
-        eprintln!("{} frames captured, {} lost", self.frames, lost.flatten().sum::<u64>());
+        tell!("{} frames captured, {} lost", self.frames, lost.flatten().sum::<u64>());
         match written {
             Ok(code) => Ok(code),
             // Whoever read it has seen enough.
@@ -153,7 +153,7 @@ impl Capture {
                 }
                 None => {
                     if !self.asked.load(Relaxed) {
-                        eprintln!("uvs capture: the director ended");
+                        tell!("uvs capture: the director ended");
                     }
                     break;
                 }

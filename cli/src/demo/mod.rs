@@ -73,15 +73,15 @@ pub fn run(args: &Args) -> ExitCode {
     };
     outcome.unwrap_or_else(|error| match error.downcast_ref::<Error>() {
         Some(Error::Privilege) => {
-            eprintln!("uvs demo: it makes network namespaces, which needs root: run it with sudo");
+            tell!("uvs demo: it makes network namespaces, which needs root: run it with sudo");
             ExitCode::from(2)
         }
         Some(Error::NoSuchKind(_)) => {
-            eprintln!("uvs demo: {error}");
+            tell!("uvs demo: {error}");
             ExitCode::from(2)
         }
         _ => {
-            eprintln!("uvs demo: {error:#}");
+            tell!("uvs demo: {error:#}");
             ExitCode::FAILURE
         }
     })
