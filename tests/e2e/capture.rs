@@ -28,6 +28,7 @@ pub(crate) const TESTS: Tests = &[
     ("who_does_not_read", || in_default_world(who_does_not_read)),
     ("read_by_tcpdump", || in_default_world(read_by_tcpdump)),
     ("the_director_ends", || in_default_world(the_director_ends)),
+    ("two_signals_at_once", || in_default_world(two_signals_at_once)),
     ("odd_commands", || in_default_world(odd_commands)),
 ];
 
@@ -83,6 +84,20 @@ fn counts(said: &str) -> Result<(u64, u64), Failed> {
         [captured, _, _, lost, _] => Ok((captured.parse()?, lost.parse()?)),
         _ => Err(format!("no counts in {said:?}").into()),
     }
+}
+
+/// `timeout` signals a process, and then its group.
+fn two_signals_at_once(world: &mut World) -> Outcome {
+    world.balance(V4, "rr", &[1, 1])?;
+    let scratch = Scratch::new("signals");
+    let mut both = capture(world, &format!("-w {}", scratch.0.display()))?;
+    run(world, &load(world.service(V4), 10, false))?;
+    both.signal(Signal::SIGINT)?;
+    both.signal(Signal::SIGTERM)?;
+    let status = both.wait(LIMIT)?;
+    check(status.success(), format!("{status}: {}", both.stderr()))?;
+    let (captured, _) = counts(&both.stderr())?;
+    check(captured == scratch.frames()?.len() as u64, "not all frames are in the file")
 }
 
 fn running(world: &World, count: u64) -> Outcome {

@@ -175,6 +175,7 @@ fn is_closed(error: &anyhow::Error) -> bool {
 /// time, it ends without.
 fn end_on_signals(stream: UnixStream, asked: Arc<AtomicBool>) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(2);
+    const ONE_WISH: Duration = Duration::from_millis(100);
     let (mut read, write) = UnixStream::pair()?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
@@ -186,6 +187,10 @@ fn end_on_signals(stream: UnixStream, asked: Arc<AtomicBool>) -> io::Result<()> 
         }
         asked.store(true, Relaxed);
         let _gone_already = stream.shutdown(Shutdown::Write);
+        // `timeout` signals a process and then its group: that is one wish.
+        thread::sleep(ONE_WISH);
+        let _none_left = read.set_nonblocking(true).and_then(|()| read.read(&mut [0; 64]));
+        let _it_waits = read.set_nonblocking(false);
         let _no_limit = read.set_read_timeout(Some(PATIENCE));
         if matches!(read.read(&mut signal), Ok(1)) {
             std::process::exit(128 + SIGINT);
