@@ -143,6 +143,8 @@ fn what_is_wrong_is_said() {
     let whole = std::fs::read(golden("nat.d-dc")).unwrap();
     std::fs::write(bench.0.join("cut.pcap"), &whole[..200]).unwrap();
     std::fs::write(bench.0.join("picture.pcap"), b"GIF89a").unwrap();
+    std::os::unix::fs::symlink("cut.pcap", bench.0.join("link.pcap")).unwrap();
+    nix::unistd::mkfifo(&bench.0.join("pipe"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     let cut = bench.run(&["--in", "cut.pcap"]);
     assert_eq!(cut.status.code(), Some(1), "what came before the end is replayed");
     assert_eq!(
@@ -157,6 +159,18 @@ fn what_is_wrong_is_said() {
             "uvs replay: nowhere.pcap cannot be read: No such file or directory (os error 2)\n",
         ),
         (
+            &["--in", "-"],
+            "uvs replay: - cannot be read: it is no regular file, and captures are read twice: copy it to one\n",
+        ),
+        (
+            &["--in", "pipe"],
+            "uvs replay: pipe cannot be read: it is no regular file, and captures are read twice: copy it to one\n",
+        ),
+        (
+            &["--in", "cut.pcap", "--out", "link.pcap"],
+            "uvs replay: link.pcap is cut.pcap, which is read: name another file after --out\n",
+        ),
+        (
             &["--in", "cut.pcap", "--out", "no/where"],
             "uvs replay: no/where cannot be written: No such file or directory (os error 2)\n",
         ),
@@ -165,6 +179,79 @@ fn what_is_wrong_is_said() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert_eq!(text(&output.stderr), expected);
     }
+    assert_eq!(std::fs::read(bench.0.join("cut.pcap")).unwrap().len(), 200, "what is read is not written");
+}
+
+#[test]
+fn standard_output_is_a_file_too() {
+    let bench = Bench::new("dash");
+    let output = bench.replay(&["--out", "-"]);
+    let mut sent = Vec::new();
+    for record in Reader::new(&output.stdout[..]).unwrap() {
+        sent.push(record.unwrap().bytes);
+    }
+    assert_eq!(sent, sent_by_the_kernel());
+    assert!(text(&output.stderr).contains("0 left to the host"), "{}", text(&output.stderr));
+    assert!(!bench.0.join("-").exists());
+}
+
+/// Behind tunnels: the clients' side, and what the kernel's director sent to the real servers.
+#[test]
+fn tunnels_begin_where_the_kernels_did() {
+    const FILES: [&str; 3] = ["tun.c-c0", "tun.d-dr1", "tun.d-dr2"];
+    let bench = Bench::new("tunnels");
+    let mut configuration = String::new();
+    for (address, protocol, servers) in [
+        ("10.0.0.1", "tcp 80", ["10.2.1.11", "10.2.2.12"]),
+        ("10.0.0.1", "udp 53", ["10.2.1.11", "10.2.2.12"]),
+        ("[fd00::1]", "tcp 80", ["fd02:1::11", "fd02:2::12"]),
+        ("[fd00::1]", "udp 53", ["fd02:1::11", "fd02:2::12"]),
+    ] {
+        let (protocol, port) = protocol.split_once(' ').unwrap();
+        configuration += &format!(
+            "[[service]]\naddress = \"{address}:{port}\"\nprotocol = \"{protocol}\"\nscheduler = \"rr\"\n"
+        );
+        for server in servers {
+            configuration += &format!("[[service.server]]\naddress = \"{server}\"\nmethod = \"tunnel\"\n");
+        }
+    }
+    std::fs::write(bench.0.join("uvs.toml"), configuration).unwrap();
+    let files = FILES.map(|name| golden(name).display().to_string());
+    let inputs =
+        |of: &[String]| of.iter().flat_map(|file| ["--in".into(), file.clone()]).collect::<Vec<String>>();
+    let all = inputs(&files);
+    let mut arguments: Vec<&str> = all.iter().map(String::as_str).collect();
+    arguments.extend(["--out", "sent.pcap"]);
+    let output = bench.run(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    for line in ["tunnel to 10.2.1.11: from 10.2.1.1\n", "tunnel to fd02:2::12: from fd02:2::1\n"] {
+        assert!(said.contains(line), "{said}");
+    }
+    // The packets around have numbers of their own.
+    let unnumbered = |mut frame: Vec<u8>| {
+        if frame[12..14] == [8, 0] {
+            frame[18..20].fill(0);
+            frame[24..26].fill(0);
+        }
+        frame
+    };
+    let ours: Vec<_> = bench.read("sent.pcap").into_iter().map(|frame| unnumbered(frame.bytes)).collect();
+    let mut kernels: Vec<_> = FILES[1..].iter().flat_map(|name| frames(&golden(name))).collect();
+    kernels.sort_by_key(|frame| frame.time);
+    let kernels: Vec<_> = kernels.into_iter().map(|frame| unnumbered(frame.bytes)).collect();
+    let same = kernels.iter().filter(|frame| ours.contains(frame)).count();
+    assert_eq!((ours.len(), same), (kernels.len(), kernels.len()), "{said}");
+
+    let clients = inputs(&files[..1]);
+    let output = bench.run(&clients.iter().map(String::as_str).collect::<Vec<_>>());
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(said.contains("tunnel to 10.2.1.11: from 192.0.0.8 (made up: no capture shows it)\n"), "{said}");
+    assert!(
+        said.contains("tunnel to fd02:2::12: from 100:0:0:1::1 (made up: no capture shows it)\n"),
+        "{said}"
+    );
 }
 
 #[test]

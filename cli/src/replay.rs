@@ -5,7 +5,8 @@ use anyhow::{Context, bail};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,8 +27,9 @@ pub(crate) struct Args {
     /// A capture (pcap or pcapng) of one device of the director, or of several; may be given several times
     #[arg(long = "in", value_name = "FILE", required = true)]
     inputs: Vec<PathBuf>,
-    /// Where what the director sends is written: pcapng when the name ends so, else pcap
-    #[arg(long = "out", value_name = "FILE")]
+    /// Where what the director sends is written: pcapng when the name ends so, else pcap; `-` is standard output, and words then go
+    /// to standard error
+    #[arg(long = "out", value_name = "FILE|-")]
     output: Option<PathBuf>,
     /// Tell of each frame what became of it, and why
     #[arg(long)]
@@ -85,8 +87,11 @@ fn replay(args: &Args, options: &uvs_control::options::RunOptions) -> anyhow::Re
     }
     let network = learner.finish();
     let mut replay = Replay::new(options, &network, args.mtu)?;
-    let mut tally = Tally::default();
-    let mut output = args.output.as_deref().map(|path| Output::create(path, &network)).transpose()?;
+    let mut output =
+        args.output.as_deref().map(|path| Output::create(path, &args.inputs, &network)).transpose()?;
+    let say =
+        if output.as_ref().is_some_and(|output| output.path == Path::new("-")) { log::say } else { say };
+    let mut tally = Tally { say, frames: 0, sent: 0, returned: 0, dropped: BTreeMap::new() };
     let mut captures = Merged::open(&args.inputs)?;
     let (mut start, mut now) = (None, Duration::ZERO);
     for arrival in captures.by_ref() {
@@ -163,8 +168,9 @@ fn dropped(reason: Reason) -> String {
 }
 
 /// What is said when all is done.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tally {
+    say: fn(&str),
     frames: u64,
     sent: u64,
     returned: u64,
@@ -205,7 +211,7 @@ impl Tally {
         for reason in &outcome.dropped {
             let _ = writeln!(text, "  {}", dropped(*reason));
         }
-        say(&text);
+        (self.say)(&text);
     }
 
     fn summary(&self, network: &Network) -> String {
@@ -215,7 +221,11 @@ impl Tally {
             let how = if device.seen { "" } else { " (made up: nothing was sent to the director there)" };
             let _ = writeln!(text, "{}: {mac}{how}", device.name);
         }
-        let Tally { frames, sent, returned, dropped } = self;
+        for (server, beginning) in &network.tunnels {
+            let how = if beginning.seen { "" } else { " (made up: no capture shows it)" };
+            let _ = writeln!(text, "tunnel to {server}: from {}{how}", beginning.address);
+        }
+        let Tally { frames, sent, returned, dropped, .. } = self;
         let total: u64 = dropped.values().sum();
         let _ = writeln!(text, "{frames} frames: {sent} sent, {returned} left to the host, {total} dropped");
         for (name, count) in dropped {
@@ -225,16 +235,36 @@ impl Tally {
     }
 }
 
+/// Whether two names are one file's.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let [a, b] = [a, b].map(|path| path.metadata().ok().map(|file| (file.dev(), file.ino())));
+    a.is_some() && a == b
+}
+
 /// The capture that is written.
 struct Output {
-    to: BufWriter<File>,
+    to: BufWriter<Box<dyn Write>>,
     path: PathBuf,
     pcapng: bool,
 }
 
 impl Output {
-    fn create(path: &Path, network: &Network) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
+    fn create(path: &Path, inputs: &[PathBuf], network: &Network) -> anyhow::Result<Self> {
+        let file: Box<dyn Write> = if path == Path::new("-") {
+            if io::stdout().is_terminal() {
+                bail!("standard output is a terminal: pipe it to a program, or name a file after --out");
+            }
+            Box::new(io::stdout())
+        } else {
+            if let Some(input) = inputs.iter().find(|input| is_same(input, path)) {
+                bail!(
+                    "{} is {}, which is read: name another file after --out",
+                    path.display(),
+                    input.display()
+                );
+            }
+            Box::new(File::create(path).with_context(|| format!("{} cannot be written", path.display()))?)
+        };
         let pcapng = path.extension().is_some_and(|extension| extension == "pcapng");
         let mut output = Output { to: BufWriter::new(file), path: path.to_owned(), pcapng };
         let mut bytes = Vec::new();

@@ -344,7 +344,7 @@ impl Apply for Plane {
 
     fn add_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
         let service = self.service(id)?;
-        let config = destination(server)?;
+        let config = destination(server, source_towards)?;
         if self.kernel.is_broadcast(server.address.ip()) {
             return Err(Refusal::Invalid);
         }
@@ -368,7 +368,7 @@ impl Apply for Plane {
 
     fn edit_server(&mut self, id: &ServiceId, server: &ServerSpec) -> Result<(), Refusal> {
         let service = self.service(id)?;
-        let config = destination(server)?;
+        let config = destination(server, source_towards)?;
         let (key, address) = (service.key(), server.address);
         let member = self.members.get(&key).and_then(|members| members.get(&address)).copied();
         let member = member.ok_or(Refusal::NoSuchServer)?;
@@ -521,7 +521,11 @@ pub(super) fn key(id: &ServiceId) -> Option<ServiceKey> {
     }
 }
 
-pub(super) fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refusal> {
+/// `source` says where packets around those to an address begin.
+pub(super) fn destination(
+    server: &ServerSpec,
+    source: impl FnOnce(IpAddr) -> Option<IpAddr>,
+) -> Result<DestinationConfig, Refusal> {
     let method = match server.method {
         api::Method::Masquerading => Method::Nat,
         api::Method::Direct => Method::Direct,
@@ -532,7 +536,7 @@ pub(super) fn destination(server: &ServerSpec) -> Result<DestinationConfig, Refu
         api::Method::Tunnel(tunnel) => Some(wrapping(tunnel)),
         api::Method::Masquerading | api::Method::Direct | api::Method::FullNat => None,
     };
-    let source = tunnel.and_then(|_| source_towards(server.address.ip()));
+    let source = tunnel.and_then(|_| source(server.address.ip()));
     Ok(DestinationConfig {
         address: server.address,
         method,

@@ -2,16 +2,14 @@
 //! NAT would have to leave alone.
 
 use super::plane::{destination, key, refusal};
-use crate::api::{ClientAddress, Method, Refusal, RefuseWith, ServiceSpec};
+use crate::api::{ClientAddress, Refusal, RefuseWith, ServiceSpec};
 use crate::options::RunOptions;
+use std::net::IpAddr;
 use std::sync::Arc;
 use uvs_engine::Snapshot;
 use uvs_engine::packet::proxy::Version;
 use uvs_engine::plan::{AddressOption, Tell};
 use uvs_engine::service::{Destinations, LocalPool, Ports, Service, Terms};
-
-const NO_TUNNELS: &str = "a replay has no address of the director's for the packets around those to real servers behind a tunnel: \
-                          leave these out of the configuration that is replayed";
 
 /// What holds for all real servers of a service.
 pub(super) fn terms(spec: &ServiceSpec) -> Terms {
@@ -34,14 +32,16 @@ pub(super) fn terms(spec: &ServiceSpec) -> Terms {
     }
 }
 
-/// Adds the services of `options`, which have passed the registry, with their real servers.
+/// Adds the services of `options`, which have passed the registry, with their real servers. `source` says where a tunnel to one of
+/// them begins.
 ///
 /// # Errors
-/// The first one's that the data plane has no room for, or cannot forward to.
+/// The first one's that the data plane has no room for.
 pub(crate) fn offer(
     snapshot: &mut Snapshot,
     destinations: &Arc<Destinations>,
     options: &RunOptions,
+    source: impl Fn(IpAddr) -> Option<IpAddr>,
 ) -> Result<(), Refusal> {
     let schedulers = uvs_schedulers::Registry::default();
     for (spec, servers) in &options.services {
@@ -55,10 +55,7 @@ pub(crate) fn offer(
         let locals = locals.map(|(_, address)| (destinations.locals().enter(*address), ports.clone()));
         service.set_locals(LocalPool::new(locals.collect()));
         for server in servers {
-            if let Method::Tunnel(_) = server.method {
-                return Err(Refusal::Unsupported(NO_TUNNELS.into()));
-            }
-            service.add(&destination(server)?).map_err(refusal)?;
+            service.add(&destination(server, &source)?).map_err(refusal)?;
         }
         snapshot.services = snapshot.services.with(service).map_err(refusal)?;
     }

@@ -1,12 +1,22 @@
 //! What captures tell about the network of a director: its devices' link-layer addresses, and where hosts are.
 
 use super::MAX_DEVICES;
-use crate::api::{ServerSpec, ServiceId, ServiceSpec};
+use crate::api::{Method, ServerSpec, ServiceId, ServiceSpec, TunnelKind};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use uvs_engine::PortId;
 use uvs_engine::packet::ethernet::{Ethernet, Mac};
+use uvs_engine::packet::protocol;
 use uvs_engine::packet::summary::Summary;
+
+/// Senders of ARP that are remembered.
+const ARP: usize = 1024;
+
+/// The director's address where no capture shows it: one that no host has (RFC 7600).
+const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+
+/// The same for IPv6 (RFC 9780, section 7.2).
+const DUMMY_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1);
 
 /// A device of the director.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +31,15 @@ pub struct Device {
     pub seen: bool,
 }
 
+/// Where the director's packets around those to a real server behind a tunnel come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The director's address.
+    pub address: IpAddr,
+    /// Whether that was seen, not made up.
+    pub seen: bool,
+}
+
 /// What a director's routes and neighbours are made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Network {
@@ -28,6 +47,8 @@ pub struct Network {
     pub devices: Vec<Device>,
     /// By which device, and with which link-layer address, a host is reached.
     pub hosts: BTreeMap<IpAddr, (PortId, Mac)>,
+    /// Where tunnels begin, by the address of the real server that they end at.
+    pub tunnels: BTreeMap<IpAddr, Beginning>,
 }
 
 impl Network {
@@ -43,6 +64,12 @@ impl Network {
 pub struct Learner {
     services: HashSet<(SocketAddr, u8)>,
     servers: HashSet<SocketAddr>,
+    /// Tunnels: the real server, what the packet around says it carries, and the UDP port, 0 but for GUE.
+    tunnels: HashSet<(IpAddr, u8, u16)>,
+    /// Where packets were seen to come from that went through a tunnel to a real server.
+    beginnings: BTreeMap<IpAddr, IpAddr>,
+    /// Who asked or answered by ARP, with which link-layer address, where.
+    arp: Vec<(usize, Mac, IpAddr)>,
     /// Link-layer addresses that are said to be the director's.
     given: Vec<Mac>,
     devices: Vec<Seen>,
@@ -61,6 +88,8 @@ struct Seen {
     macs: HashSet<Mac>,
     /// Where clients' packets went in, or came out.
     by_clients: Option<Mac>,
+    /// Where packets went into a tunnel.
+    by_tunnels: Option<Mac>,
     /// Where real servers' replies went in.
     by_servers: Option<Mac>,
 }
@@ -73,7 +102,13 @@ impl Learner {
             ServiceId::Mark { .. } => None,
         });
         let servers = services.iter().flat_map(|(_, servers)| servers.iter().map(|server| server.address));
+        let tunnels = services
+            .iter()
+            .flat_map(|(spec, servers)| servers.iter().filter_map(|server| around(spec, server)));
         Learner {
+            tunnels: tunnels.collect(),
+            beginnings: BTreeMap::new(),
+            arp: Vec::new(),
             services: ids.collect(),
             servers: servers.collect(),
             given,
@@ -91,7 +126,14 @@ impl Learner {
             Some(device) => device,
             None if self.devices.len() < MAX_DEVICES => {
                 let (name, macs) = (name(), HashSet::new());
-                self.devices.push(Seen { source, name, macs, by_clients: None, by_servers: None });
+                self.devices.push(Seen {
+                    source,
+                    name,
+                    macs,
+                    by_clients: None,
+                    by_tunnels: None,
+                    by_servers: None,
+                });
                 self.devices.len() - 1
             }
             None => return false,
@@ -101,6 +143,9 @@ impl Learner {
         self.devices[device].macs.extend([from, to]);
         if let Some(sender) = arp_sender(frame) {
             note(&mut self.senders, sender, (device, from));
+            if !self.arp.contains(&(device, from, sender)) && self.arp.len() < ARP {
+                self.arp.push((device, from, sender));
+            }
         }
         let Some(summary) = Summary::of(frame) else { return true };
         self.learn_own(device, from, to, &summary);
@@ -117,6 +162,11 @@ impl Learner {
 
     /// A client's packet goes into the director where it is seen first, and out of it where it is seen again.
     fn learn_own(&mut self, device: usize, from: Mac, to: Mac, summary: &Summary) {
+        let port = if summary.protocol == protocol::UDP { summary.ports.map_or(0, |[_, to]| to) } else { 0 };
+        if self.tunnels.contains(&(summary.destination, summary.protocol, port)) {
+            self.devices[device].by_tunnels.get_or_insert(from);
+            self.beginnings.entry(summary.destination).or_insert(summary.source);
+        }
         let Some((source, destination)) = summary.ends() else { return };
         if self.services.contains(&(destination, summary.protocol)) {
             let flow = (source, destination, summary.protocol);
@@ -152,15 +202,51 @@ impl Learner {
             let device = near.map_or(PortId(0), |(_, (device, _))| *device);
             hosts.insert(server, (device, made_up(server)));
         }
-        Network { devices, hosts }
+        let tunnels =
+            self.tunnels.iter().map(|(server, ..)| (*server, self.beginning(*server, &devices, &hosts)));
+        Network { tunnels: tunnels.collect(), devices, hosts }
+    }
+
+    /// As packets were seen to go to `server`, or as the director said by ARP towards it that it is called.
+    fn beginning(
+        &self,
+        server: IpAddr,
+        devices: &[Device],
+        hosts: &BTreeMap<IpAddr, (PortId, Mac)>,
+    ) -> Beginning {
+        let towards = hosts.get(&server).map(|(device, _)| *device);
+        let says = |(device, mac, _): &&(usize, Mac, IpAddr)| {
+            Some(port(*device)) == towards && devices[*device].mac == *mac
+        };
+        let by_arp = self.arp.iter().filter(says).map(|(.., address)| *address);
+        let by_arp = by_arp.filter(|address| address.is_ipv4() == server.is_ipv4());
+        let nearest = by_arp.max_by_key(|address| common_bits(*address, server));
+        match self.beginnings.get(&server).copied().or(nearest) {
+            Some(address) => Beginning { address, seen: true },
+            None if server.is_ipv4() => Beginning { address: DUMMY.into(), seen: false },
+            None => Beginning { address: DUMMY_V6.into(), seen: false },
+        }
     }
 
     fn device(&self, seen: &Seen, number: u8) -> Device {
         let given = self.given.iter().find(|mac| seen.macs.contains(*mac)).or(self.given.first());
-        let learnt = given.copied().or(seen.by_clients).or(seen.by_servers);
+        let learnt = given.copied().or(seen.by_clients).or(seen.by_tunnels).or(seen.by_servers);
         let mac = learnt.unwrap_or([2, 0, 0, 0, 0xff, number]);
         Device { source: seen.source, name: seen.name.clone(), mac, seen: learnt.is_some() }
     }
+}
+
+/// What the packets around those to `server` look like, if it is behind a tunnel.
+fn around(service: &ServiceSpec, server: &ServerSpec) -> Option<(IpAddr, u8, u16)> {
+    let Method::Tunnel(tunnel) = server.method else { return None };
+    let ServiceId::Address { address, .. } = service.id else { return None };
+    let (protocol, port) = match tunnel.kind {
+        TunnelKind::Ipip if address.is_ipv4() => (protocol::IPV4, 0),
+        TunnelKind::Ipip => (protocol::IPV6, 0),
+        TunnelKind::Gre => (protocol::GRE, 0),
+        TunnelKind::Gue => (protocol::UDP, tunnel.port),
+    };
+    Some((server.address.ip(), protocol, port))
 }
 
 fn port(device: usize) -> PortId {
@@ -282,6 +368,27 @@ mod tests {
         assert_eq!(macs, [SERVERS_SIDE, CLIENTS_SIDE]);
         assert_eq!(host(&network, "10.2.0.9"), Some((0, SERVER)));
         assert_eq!(host(&network, "10.1.0.2"), Some((1, CLIENT)));
+    }
+
+    #[test]
+    fn where_tunnels_begin_is_learnt_from_their_packets_or_arp_or_made_up() {
+        let tunnel = Method::Tunnel(crate::api::Tunnel::default());
+        let client = (0, tcp(CLIENT, CLIENTS_SIDE, CLIENT_END, SERVICE));
+        let mut around = tcp(SERVERS_SIDE, SERVER, ([10, 2, 0, 1], 0), ([10, 2, 0, 9], 0));
+        around[23] = protocol::IPV4;
+        let begins = |network: &Network, address: &str, seen| {
+            let beginning = network.tunnels[&"10.2.0.9".parse::<IpAddr>().unwrap()];
+            assert_eq!((beginning.address.to_string().as_str(), beginning.seen), (address, seen));
+        };
+        let network = learn(tunnel, vec![], &[client.clone(), (1, around)]);
+        begins(&network, "10.2.0.1", true);
+        assert_eq!((network.devices[1].mac, network.devices[1].seen), (SERVERS_SIDE, true));
+        let asks = (1, arp(SERVERS_SIDE, [10, 2, 0, 2]));
+        let answers = (1, arp(SERVER, [10, 2, 0, 9]));
+        let network = learn(tunnel, vec![SERVERS_SIDE], &[client.clone(), asks, answers]);
+        begins(&network, "10.2.0.2", true);
+        begins(&learn(tunnel, vec![], &[client]), "192.0.0.8", false);
+        assert!(learn(Method::Direct, vec![], &[]).tunnels.is_empty());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Several captures read as one, in the order of their frames' times.
 
 use std::fs::File;
-use std::io::BufReader;
-use std::path::PathBuf;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
 use uvs_engine::capture::WAYS;
 use uvs_engine::link::pcap::{Error, Interface, Reader, Record};
 
@@ -47,7 +47,7 @@ impl Merged {
     /// When one is none.
     pub fn open(paths: &[PathBuf]) -> Result<Self, InputError> {
         let open = |path: &PathBuf| {
-            let file = File::open(path).map_err(Error::from);
+            let file = regular(path).map_err(Error::from);
             let reader = file.and_then(|file| Reader::new(BufReader::new(file)));
             let reader = reader.map_err(|error| InputError { path: path.clone(), error })?;
             let mut input = Input { path: path.clone(), reader, next: None, cut_short: None };
@@ -73,6 +73,16 @@ impl Merged {
             input.cut_short.as_ref().map(|error| format!("{} {error}", input.path.display()))
         })
     }
+}
+
+/// Opens a file that can be read a second time from its beginning.
+fn regular(path: &Path) -> io::Result<File> {
+    // A pipe would wait for its writer if it were opened.
+    let there = path.as_os_str() != "-";
+    if there && std::fs::metadata(path)?.is_file() {
+        return File::open(path);
+    }
+    Err(io::Error::other("it is no regular file, and captures are read twice: copy it to one"))
 }
 
 impl Input {

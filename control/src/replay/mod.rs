@@ -7,7 +7,7 @@
 mod learn;
 mod merge;
 
-pub use learn::{Device, Learner, Network};
+pub use learn::{Beginning, Device, Learner, Network};
 pub use merge::{Arrival, InputError, Merged};
 
 use crate::api::Refusal;
@@ -50,7 +50,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Hops(#[from] HopsFull),
     /// A service of the configuration was refused.
-    #[error("the configuration cannot be applied: {0}")]
+    #[error("the configuration cannot be applied")]
     Configuration(#[from] Refusal),
 }
 
@@ -83,7 +83,8 @@ impl Replay {
         let mut timeouts = uvs_conntrack::Timeouts::clone(&snapshot.timeouts);
         timeouts.set(options.timeouts.tcp, options.timeouts.tcp_fin, options.timeouts.udp);
         snapshot.timeouts = Arc::new(timeouts);
-        services::offer(&mut snapshot, &destinations, options)?;
+        let source = |server| network.tunnels.get(&server).map(|beginning| beginning.address);
+        services::offer(&mut snapshot, &destinations, options, source)?;
         let config = Config::new(snapshot);
         let pipeline = Pipeline::new(table.handle()?, destinations, counters.worker());
         let ports = u16::try_from(network.devices.len()).unwrap_or(u16::MAX);
