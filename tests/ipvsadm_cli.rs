@@ -143,7 +143,9 @@ const LATER: &str = include_str!("golden/cli/later.txt");
 
 #[test]
 fn what_is_not_forwarded_yet_is_refused_and_the_rest_is_the_same() {
-    let (run, differences) = replay_all("today", Features::HONOURED, &["rr", "wrr", "lc", "wlc"], &[]);
+    let schedulers = uvs_schedulers::Registry::default();
+    let schedulers: Vec<_> = schedulers.names().collect();
+    let (run, differences) = replay_all("today", Features::HONOURED, &schedulers, &[]);
     let later: BTreeMap<&str, &str> = LATER.lines().filter_map(|line| line.split_once('\t')).collect();
     println!("{run} commands run, {} the same, {} for later", run - differences.len(), later.len());
     let new: Vec<_> = differences.iter().filter(|(name, _)| !later.contains_key(name.as_str())).collect();

@@ -12,11 +12,12 @@ use uvs_conntrack::{
     ConnId, DestinationId, Direction, Flow, Handle, Heap, Limits, Load, NewConnection, Table, Tick, Timeouts,
     flags, protocol,
 };
+use uvs_schedulers::flags::{SCHED1, SCHED2};
 use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name};
 
 const TRACES: &str = include_str!("golden/sched/traces-6.1.192.json");
 /// What the file holds, so that none can go missing unnoticed.
-const EXPECTED: (usize, usize) = (61, 3112);
+const EXPECTED: (usize, usize) = (258, 14_622);
 /// Forwarding method of every connection here (IPVS: `IP_VS_CONN_F_DROUTE`).
 const DIRECT: u16 = 3;
 
@@ -92,6 +93,14 @@ enum Op {
 struct Client {
     cip: IpAddr,
     cport: u16,
+    /// Where its packets go, when the service is a firewall mark.
+    vip: Option<IpAddr>,
+    #[serde(default = "http")]
+    dport: u16,
+}
+
+fn http() -> u16 {
+    80
 }
 
 /// `{server: [weight, active, inactive]}`, whose order is the list's.
@@ -148,13 +157,17 @@ impl Director {
     fn new(trace: &Trace) -> Self {
         let limits = Limits { connections4: 1024, connections6: 1024, ..Limits::default() };
         let table = Table::on_heap(limits).expect("a table");
-        let vip = trace.service.as_deref().map_or("10.0.0.1:80", |service| &service[3..]);
+        // The flow's own address counts with a firewall mark.
+        let vip = trace.service.as_deref().and_then(|service| service[3..].parse().ok());
+        let mut service = Balancer::new(by_name(&trace.scheduler).expect("a scheduler of ours"));
+        let flag = |name, bit| if trace.service_options.contains(name) { bit } else { 0 };
+        service.set_flags(flag("h-fallback", SCHED1) | flag("h-port", SCHED2));
         let mut director = Director {
             protocol: if trace.proto == Proto::Tcp { protocol::TCP } else { protocol::UDP },
             one_packet: trace.service_options == "-o",
-            vip: vip.parse().expect("a service address"),
+            vip: vip.unwrap_or_else(|| SocketAddr::from(([10, 0, 0, 1], 80))),
             thresholds: thresholds(&trace.setup),
-            service: Balancer::new(by_name(&trace.scheduler).expect("a scheduler of ours")),
+            service,
             connections: table.handle().expect("a handle"),
             servers: Vec::new(),
         };
@@ -204,7 +217,8 @@ impl Director {
 
     /// A client's packet: finds its connection or schedules a new one, moves its state, counts.
     fn packet(&mut self, client: Client, tcp_flags: u8) -> Outcome {
-        let flow = Flow::new(SocketAddr::new(client.cip, client.cport), self.vip, self.protocol);
+        let vip = SocketAddr::new(client.vip.unwrap_or(self.vip.ip()), client.dport);
+        let flow = Flow::new(SocketAddr::new(client.cip, client.cport), vip, self.protocol);
         let begins = self.protocol == protocol::UDP || tcp_flags & SYN != 0;
         let id = match self.connections.find(&flow) {
             Some(hit) => hit.id,
@@ -220,8 +234,11 @@ impl Director {
             _ => self.connections.udp(id, Direction::In, &timeouts, NOW),
         };
         let connection = self.connections.connection(id)?;
-        let (state, (server, slot)) =
+        let (state, (mut server, slot)) =
             (connection.state_name(), self.servers[connection.destination().0 as usize]);
+        if server.port() == 0 {
+            server.set_port(client.dport);
+        }
         match transition.load {
             Load::BecameActive => self.recount(slot, 1, -1),
             Load::BecameInactive => self.recount(slot, -1, 1),

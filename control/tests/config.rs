@@ -150,7 +150,9 @@ fn every_fault_is_told_with_its_place() {
         ),
         (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
-            &["3:13: found the scheduler `wlcc`, expected `lc`, `rr`, `wlc` or `wrr`: did you mean `wlc`?"],
+            &[
+                "3:13: found the scheduler `wlcc`, expected `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
+            ],
         ),
         (
             "[[service]]\naddress = \"192.0.2.1:80\"\n[[service]]\naddress = \"192.0.2.1:80\"\nprotocol = \"tcp\"",
@@ -276,7 +278,7 @@ fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
 }
 
 fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
-    let scheduler = prop::sample::select(vec!["rr", "wrr", "lc", "wlc"]);
+    let scheduler = prop::sample::select(vec!["rr", "wrr", "lc", "wlc", "sh", "mh", "lblcr", "twos"]);
     (any::<bool>(), any::<bool>(), any::<u32>(), 1..=u16::MAX, scheduler).prop_flat_map(
         |(v6, udp, host, port, scheduler)| {
             let address: IpAddr = if v6 {

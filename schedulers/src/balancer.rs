@@ -1,7 +1,7 @@
 //! One virtual service's destinations together with the scheduler that chooses among them.
 
 use crate::pool::{Destination, Pool, PoolError, Removed, Slot};
-use crate::scheduler::{Request, Scheduler, State};
+use crate::scheduler::{Options, Request, Scheduler, State};
 
 /// A pool and its scheduler. Every change of the pool goes through here, so that the scheduler hears of it.
 ///
@@ -89,6 +89,14 @@ impl Balancer {
     /// Sets the service's flags (see [`crate::flags`]), which a scheduler reads at its next choice.
     pub fn set_flags(&mut self, flags: u32) {
         self.pool.set_flags(flags);
+    }
+
+    /// Sets the service's options for its scheduler.
+    pub fn set_options(&mut self, options: Options) {
+        if *self.pool.options() != options {
+            self.pool.set_options(options);
+            self.scheduler.options_changed(&self.pool);
+        }
     }
 
     /// Puts another scheduler in this one's place; the destinations and their load stay.

@@ -10,7 +10,7 @@ pub(crate) struct Overhead;
 
 impl Measure for Overhead {
     #[inline]
-    fn of(destination: &Destination) -> u128 {
-        u128::from(destination.overhead())
+    fn of(destination: &Destination) -> Option<u128> {
+        Some(u128::from(destination.overhead()))
     }
 }

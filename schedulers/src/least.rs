@@ -13,15 +13,15 @@ const POSITION_MASK: u128 = (1 << POSITION_BITS) - 1;
 /// A measure and a position in one number, which is the less the better: of equal measures, the greater position (the
 /// one earlier in the list) makes the lesser rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rank(u128);
+pub(crate) struct Rank(u128);
 
 impl Rank {
-    fn new(measure: u128, position: usize) -> Self {
+    pub(crate) fn new(measure: u128, position: usize) -> Self {
         Rank(measure << POSITION_BITS | (!(position as u128) & POSITION_MASK))
     }
 
     #[inline]
-    fn position(self) -> usize {
+    pub(crate) fn position(self) -> usize {
         (!self.0 & POSITION_MASK) as usize
     }
 }
@@ -37,8 +37,8 @@ impl Summary for Rank {
 
 /// What is to be least.
 pub(crate) trait Measure: Send + fmt::Debug + Default {
-    /// Below 2¹⁰³. Asked only for destinations that may take a connection, so the weight is not 0.
-    fn of(destination: &Destination) -> u128;
+    /// Below 2¹⁰³; `None` keeps the destination out. Asked only for usable destinations, so the weight is not 0.
+    fn of(destination: &Destination) -> Option<u128>;
 }
 
 /// Chooses the destination of the least measure.
@@ -52,9 +52,16 @@ impl<M: Measure> Least<M> {
     fn rank(pool: &Pool, slot: Option<Slot>) -> Rank {
         let usable = slot.and_then(|slot| {
             let destination = pool.get(slot).filter(|destination| destination.usable())?;
-            Some(Rank::new(M::of(destination), pool.position(slot)?))
+            Some(Rank::new(M::of(destination)?, pool.position(slot)?))
         });
         usable.unwrap_or(Rank::EMPTY)
+    }
+
+    /// The destination of the least measure.
+    #[inline]
+    pub(crate) fn least(&self, pool: &Pool) -> Option<Slot> {
+        let best = self.ranks.all();
+        if best == Rank::EMPTY { None } else { pool.at(best.position()) }
     }
 
     #[inline]
@@ -68,8 +75,7 @@ impl<M: Measure> Least<M> {
 impl<M: Measure> Scheduler for Least<M> {
     #[inline]
     fn choose(&mut self, pool: &Pool, _request: &Request) -> Option<Slot> {
-        let best = self.ranks.all();
-        if best == Rank::EMPTY { None } else { pool.at(best.position()) }
+        self.least(pool)
     }
 
     fn attached(&mut self, pool: &Pool) {

@@ -25,17 +25,30 @@
 //! another crate: [`Registry::register`].
 
 mod balancer;
+mod cache;
+mod dh;
+mod fo;
+mod hash;
+mod lblc;
+mod lblcr;
 mod lc;
 mod least;
+mod locality;
+mod mh;
+mod nq;
+mod ovf;
 mod pool;
 mod registry;
 mod rr;
 mod scheduler;
+mod sed;
+mod sh;
 mod tree;
+mod twos;
 mod wlc;
 mod wrr;
 
 pub use balancer::Balancer;
 pub use pool::{Destination, MAX_DESTINATIONS, Pool, PoolError, Removed, Slot};
 pub use registry::{Registry, RegistryError, by_name};
-pub use scheduler::{Request, Scheduler, State, flags};
+pub use scheduler::{MH_TABLE_SIZES, Options, Request, Scheduler, State, flags};

@@ -1,5 +1,6 @@
 //! The destinations (real servers) of one virtual service, in the kernel's list order.
 
+use crate::scheduler::Options;
 use std::net::SocketAddr;
 use thiserror::Error;
 
@@ -46,6 +47,9 @@ pub struct Destination {
     pub address: SocketAddr,
     /// Its weight, at most 2³¹−1 (more counts as that). With 0 it takes no new connection.
     pub weight: u32,
+    /// The last weight it had that was not 0, or 0 if it was added with that and has had no other: its share of mh's table,
+    /// which stays while it is quiesced.
+    pub last_weight: u32,
     /// With this many connections it takes no more (`-x`). 0: no limit.
     pub upper_threshold: u32,
     /// Below this many it takes them again (`-y`). 0: three quarters of the upper threshold.
@@ -64,6 +68,7 @@ impl Destination {
         Destination {
             address,
             weight,
+            last_weight: weight,
             upper_threshold: 0,
             lower_threshold: 0,
             active: 0,
@@ -139,6 +144,7 @@ pub struct Pool {
     free: Vec<u32>,
     order: Vec<Option<Slot>>,
     flags: u32,
+    options: Options,
 }
 
 impl Pool {
@@ -157,6 +163,11 @@ impl Pool {
         self.flags
     }
 
+    /// The service's options for its scheduler.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// The destination of a slot; `None` when it was removed.
     #[inline]
     pub fn get(&self, slot: Slot) -> Option<&Destination> {
@@ -164,7 +175,7 @@ impl Pool {
     }
 
     /// All destinations in list order, newest first.
-    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Destination)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Destination)> + Clone {
         self.order.iter().rev().flatten().filter_map(|&slot| Some((slot, self.get(slot)?)))
     }
 
@@ -194,12 +205,17 @@ impl Pool {
         self.flags = flags;
     }
 
+    pub(crate) fn set_options(&mut self, options: Options) {
+        self.options = options;
+    }
+
     /// Adds a destination at the head of the list. Its counters and its overload flag are taken as they are given.
     pub(crate) fn add(&mut self, mut destination: Destination) -> Result<Slot, PoolError> {
         if self.len() >= MAX_DESTINATIONS || self.order.len() >= 2 * MAX_DESTINATIONS {
             return Err(PoolError::Full);
         }
         destination.weight = destination.weight.min(MAX_WEIGHT);
+        destination.last_weight = destination.last_weight.min(MAX_WEIGHT);
         destination.assess();
         let position = narrow(self.order.len());
         let slot = match self.free.pop() {
@@ -247,6 +263,9 @@ impl Pool {
     pub(crate) fn edit(&mut self, slot: Slot, weight: u32, upper: u32, lower: u32) -> bool {
         self.change(slot, |destination| {
             destination.weight = weight.min(MAX_WEIGHT);
+            if weight != 0 {
+                destination.last_weight = destination.weight;
+            }
             destination.upper_threshold = upper;
             destination.lower_threshold = lower;
         })

@@ -1,8 +1,18 @@
 //! Schedulers by name.
 
+use crate::dh::DestinationHashing;
+use crate::fo::FailOver;
+use crate::lblc::LocalityBased;
+use crate::lblcr::Replicating;
 use crate::lc::LeastConnection;
+use crate::mh::MaglevHashing;
+use crate::nq::NeverQueue;
+use crate::ovf::Overflow;
 use crate::rr::RoundRobin;
 use crate::scheduler::Scheduler;
+use crate::sed::ShortestExpectedDelay;
+use crate::sh::SourceHashing;
+use crate::twos::TwoChoices;
 use crate::wlc::WeightedLeastConnection;
 use crate::wrr::WeightedRoundRobin;
 use std::collections::BTreeMap;
@@ -11,8 +21,18 @@ use thiserror::Error;
 
 /// The schedulers of this crate, one line each.
 const BUILT_IN: &[(&str, Make)] = &[
+    ("dh", make::<DestinationHashing>),
+    ("fo", make::<FailOver>),
+    ("lblc", make::<LocalityBased>),
+    ("lblcr", make::<Replicating>),
     ("lc", make::<LeastConnection>),
+    ("mh", make::<MaglevHashing>),
+    ("nq", make::<NeverQueue>),
+    ("ovf", make::<Overflow>),
     ("rr", make::<RoundRobin>),
+    ("sed", make::<ShortestExpectedDelay>),
+    ("sh", make::<SourceHashing>),
+    ("twos", make::<TwoChoices>),
     ("wlc", make::<WeightedLeastConnection>),
     ("wrr", make::<WeightedRoundRobin>),
 ];
@@ -146,10 +166,12 @@ mod tests {
         assert!(by_name("nosuch").is_none());
         assert_eq!(
             registry.make("nosuch").unwrap_err().to_string(),
-            "no scheduler is called `nosuch`: choose one of lc, rr, wlc, wrr"
+            "no scheduler is called `nosuch`: choose one of dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, \
+             sh, twos, wlc, wrr"
         );
         assert_eq!(registry.register("rr", make::<RoundRobin>), Err(RegistryError::Taken("rr".to_owned())));
         assert_eq!(registry.register("mine", make::<RoundRobin>), Ok(()));
-        assert_eq!(registry.names().collect::<Vec<_>>(), ["lc", "mine", "rr", "wlc", "wrr"]);
+        assert_eq!(registry.names().count(), BUILT_IN.len() + 1);
+        assert!(registry.names().is_sorted() && registry.names().any(|name| name == "mine"));
     }
 }

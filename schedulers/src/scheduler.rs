@@ -14,6 +14,17 @@ pub mod flags {
     pub const SCHED3: u32 = 0x20;
 }
 
+/// What a service's scheduler may be told beyond its flags. A scheduler looks at what means something to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Slots of the lookup table; 0 for the scheduler's own default. `mh` takes those of [`MH_TABLE_SIZES`].
+    pub table_size: u32,
+}
+
+/// The sizes that the table of `mh` can have: those a kernel can be built with (`CONFIG_IP_VS_MH_TAB_INDEX` 8 to 17). It has
+/// 4093 slots by default.
+pub const MH_TABLE_SIZES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
+
 /// The new connection a destination is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -50,8 +61,8 @@ pub struct State {
 pub trait Scheduler: Send + fmt::Debug {
     /// The destination for a new connection: `None` when no destination may take one.
     ///
-    /// Never one of weight 0 and never an overloaded one. The load does not change by this; the caller binds the
-    /// connection, or does not.
+    /// Never one of weight 0, and never an overloaded one except by lblc, which as in IPVS does not ask that of the destination
+    /// it remembers. The load does not change by this; the caller binds the connection, or does not.
     fn choose(&mut self, pool: &Pool, request: &Request) -> Option<Slot>;
 
     /// Starts on a pool, which may hold destinations already (the service's scheduler was changed).
@@ -65,6 +76,9 @@ pub trait Scheduler: Send + fmt::Debug {
 
     /// A destination's weight or thresholds were set, perhaps to what they were.
     fn edited(&mut self, _pool: &Pool, _slot: Slot) {}
+
+    /// The service's [`Pool::options`] were set, perhaps to what they were.
+    fn options_changed(&mut self, _pool: &Pool) {}
 
     /// A destination's counters changed, and with them perhaps [`crate::Destination::overloaded`].
     fn load_changed(&mut self, _pool: &Pool, _slot: Slot) {}

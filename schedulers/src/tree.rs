@@ -95,6 +95,18 @@ impl<T: Summary> Tree<T> {
         None
     }
 
+    /// The position that a walk from the last one on stops at, which asks of one stretch after the other whether to stop within.
+    pub(crate) fn last_after(&self, mut within: impl FnMut(T) -> bool) -> Option<usize> {
+        if !within(self.all()) {
+            return None;
+        }
+        let mut node = 1;
+        while node < self.leaves {
+            node = 2 * node + usize::from(within(self.nodes[2 * node + 1]));
+        }
+        Some(node - self.leaves)
+    }
+
     #[inline]
     fn descend(&self, mut node: usize, wanted: impl Fn(T) -> bool) -> usize {
         while node < self.leaves {

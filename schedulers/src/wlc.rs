@@ -10,8 +10,8 @@ pub(crate) struct OverheadPerWeight;
 
 impl Measure for OverheadPerWeight {
     #[inline]
-    fn of(destination: &Destination) -> u128 {
-        quotient(destination.overhead(), destination.weight)
+    fn of(destination: &Destination) -> Option<u128> {
+        Some(quotient(destination.overhead(), destination.weight))
     }
 }
 

@@ -1,31 +1,59 @@
 //! IPVS's lists, counters and walks, written as plainly as the kernel has them.
 
+use crate::cache::Cache;
+use crate::tables;
+
 /// Which walk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rule {
     RoundRobin,
     WeightedRoundRobin,
     LeastConnection,
     WeightedLeastConnection,
+    ShortestExpectedDelay,
+    NeverQueue,
+    FailOver,
+    Overflow,
+    DestinationHashing,
+    SourceHashing,
+    Maglev,
+    Locality,
+    Replication,
+}
+
+/// What a connection is asked for with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) client: u32,
+    pub(crate) port: u16,
+    pub(crate) address: u32,
+    /// In units of 10 ms.
+    pub(crate) now: i64,
 }
 
 #[derive(Clone, Debug)]
-struct Real {
-    id: u32,
-    weight: i64,
+pub(crate) struct Real {
+    /// Its address.
+    pub(crate) id: u32,
+    pub(crate) weight: i64,
+    pub(crate) last_weight: i64,
     upper: u32,
     lower: u32,
-    active: u32,
+    pub(crate) active: u32,
     inactive: u32,
-    overloaded: bool,
+    pub(crate) overloaded: bool,
 }
 
 impl Real {
+    pub(crate) fn usable(&self) -> bool {
+        self.weight > 0 && !self.overloaded
+    }
+
     fn total(&self) -> u32 {
         self.active + self.inactive
     }
 
-    fn overhead(&self) -> i64 {
+    pub(crate) fn overhead(&self) -> i64 {
         i64::from(self.active) * 256 + i64::from(self.total())
     }
 
@@ -50,8 +78,10 @@ impl Real {
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     rule: Rule,
-    list: Vec<Real>,
-    next_id: u32,
+    pub(crate) fallback: bool,
+    pub(crate) by_port: bool,
+    pub(crate) list: Vec<Real>,
+    cache: Cache,
     /// The destination pointed to by rr and wrr; `None` is the list head.
     mark: Option<u32>,
     current: i64,
@@ -61,7 +91,17 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(rule: Rule) -> Self {
-        Service { rule, list: Vec::new(), next_id: 0, mark: None, current: 0, maximum: 0, divisor: 1 }
+        Service {
+            rule,
+            fallback: false,
+            by_port: false,
+            list: Vec::new(),
+            cache: Cache::default(),
+            mark: None,
+            current: 0,
+            maximum: 0,
+            divisor: 1,
+        }
     }
 
     pub(crate) fn load(&self, place: usize) -> [u32; 2] {
@@ -72,11 +112,10 @@ impl Service {
         self.list[place].overloaded
     }
 
-    pub(crate) fn add(&mut self, weight: u32, upper: u32, lower: u32, inactive: u32) {
+    pub(crate) fn add(&mut self, id: u32, weight: u32, upper: u32, lower: u32, inactive: u32) {
         let weight = i64::from(weight);
-        let id = self.next_id;
-        self.next_id += 1;
-        self.list.insert(0, Real { id, weight, upper, lower, active: 0, inactive, overloaded: false });
+        let (last_weight, active, overloaded) = (weight, 0, false);
+        self.list.insert(0, Real { id, weight, last_weight, upper, lower, active, inactive, overloaded });
         self.list[0].set_when_reached();
         self.destinations_changed();
     }
@@ -84,6 +123,9 @@ impl Service {
     pub(crate) fn edit(&mut self, place: usize, weight: u32, upper: u32, lower: u32) {
         let real = &mut self.list[place];
         (real.weight, real.upper, real.lower) = (i64::from(weight), upper, lower);
+        if weight != 0 {
+            real.last_weight = i64::from(weight);
+        }
         real.clear_when_below();
         real.set_when_reached();
         self.destinations_changed();
@@ -118,21 +160,50 @@ impl Service {
         }
     }
 
-    pub(crate) fn choose(&mut self) -> Option<usize> {
+    pub(crate) fn choose(&mut self, ask: &Ask) -> Option<usize> {
         match self.rule {
             Rule::RoundRobin => self.round_robin(),
             Rule::WeightedRoundRobin => self.weighted_round_robin(),
             Rule::LeastConnection => self.least(|real, least| real.overhead() < least.overhead()),
-            Rule::WeightedLeastConnection => {
-                self.least(|real, least| least.overhead() * real.weight > real.overhead() * least.weight)
+            Rule::WeightedLeastConnection => self.least_per_weight(Real::overhead),
+            Rule::ShortestExpectedDelay => self.least_per_weight(|real| i64::from(real.active) + 1),
+            Rule::NeverQueue => {
+                let idle = self.list.iter().position(|real| real.usable() && real.active == 0);
+                idle.or_else(|| self.least_per_weight(|real| i64::from(real.active) + 1))
+            }
+            Rule::FailOver => self.least(|real, best| real.weight > best.weight),
+            Rule::Overflow => {
+                let fits = |real: &Real| real.usable() && i64::from(real.active) <= real.weight;
+                let fitting = self.list.iter().enumerate().filter(|(_, real)| fits(real));
+                // Of equals the first one in the list: the last one from its end.
+                fitting.rev().max_by_key(|(_, real)| real.weight).map(|(place, _)| place)
+            }
+            Rule::DestinationHashing => tables::destination_hashing(self, ask),
+            Rule::SourceHashing => tables::source_hashing(self, ask),
+            Rule::Maglev => tables::maglev(self, ask),
+            Rule::Locality | Rule::Replication => {
+                let mut cache = std::mem::take(&mut self.cache);
+                let replicates = self.rule == Rule::Replication;
+                let chosen =
+                    if replicates { cache.replication(self, ask) } else { cache.locality(self, ask) };
+                self.cache = cache;
+                chosen
             }
         }
+    }
+
+    pub(crate) fn least_per_weight(&self, load: impl Fn(&Real) -> i64) -> Option<usize> {
+        self.least(|real, least| load(least) * real.weight > load(real) * least.weight)
+    }
+
+    pub(crate) fn place(&self, id: u32) -> Option<usize> {
+        self.list.iter().position(|real| real.id == id)
     }
 
     fn least(&self, beats: impl Fn(&Real, &Real) -> bool) -> Option<usize> {
         let mut least: Option<usize> = None;
         for (place, real) in self.list.iter().enumerate() {
-            if real.overloaded || real.weight == 0 {
+            if !real.usable() {
                 continue;
             }
             if least.is_none_or(|least| beats(real, &self.list[least])) {

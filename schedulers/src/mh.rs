@@ -1,0 +1,149 @@
+//! mh, Maglev hashing: by the client's address, with `mh-port` by its port, too, through a table in which the coming or going of
+//! a destination moves few of the others' slots.
+
+use crate::hash::{fold, hsiphash};
+use crate::pool::{Destination, Pool, Removed, Slot};
+use crate::scheduler::{MH_TABLE_SIZES, Request, Scheduler, flags};
+use std::net::SocketAddr;
+
+/// The keys of the two hashes: that of clients and of where a destination begins, and that of its steps.
+const KEYS: (u64, u64) = (2_654_435_761, 2_654_446_892);
+
+/// Place in [`MH_TABLE_SIZES`] of the size that kernels are built with.
+const DEFAULT_SIZE: usize = 4;
+
+/// The table is the kernel's, slot by slot. It follows from the list, so there is nothing to export.
+#[derive(Debug, Default)]
+pub(crate) struct MaglevHashing {
+    /// Empty when nobody has or had weight.
+    table: Vec<Slot>,
+    /// Whether the list has changed since the table was filled.
+    outdated: bool,
+}
+
+/// A destination while it claims its slots.
+struct Claimant {
+    slot: Slot,
+    next: usize,
+    step: usize,
+    /// How many it claims before the next destination does.
+    turns: u32,
+}
+
+/// The size of the table and the bits of its configuration index that bound the turns.
+fn size(pool: &Pool) -> (usize, u32) {
+    let wanted = pool.options().table_size;
+    let place = MH_TABLE_SIZES.iter().position(|size| *size == wanted).unwrap_or(DEFAULT_SIZE);
+    (MH_TABLE_SIZES[place] as usize, u32::try_from(place).map_or(0, |place| (place + 8) / 2))
+}
+
+fn hash(key: u64, address: SocketAddr, with_port: bool, offset: usize) -> usize {
+    let port = if with_port { u32::from(address.port()) } else { 0 };
+    let offset = u32::try_from(offset).unwrap_or(0);
+    hsiphash(key, offset.wrapping_add(port).wrapping_add(fold(address.ip()))) as usize
+}
+
+fn greatest_common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// The table for the destinations of the list but one that may be left out.
+fn populate(pool: &Pool, without: Option<Slot>) -> Vec<Slot> {
+    let (size, bits) = size(pool);
+    let list =
+        pool.iter().filter(|(slot, destination)| Some(*slot) != without && destination.last_weight > 0);
+    let weights = list.clone().map(|(_, destination)| destination.last_weight);
+    let divisor = weights.clone().fold(0, greatest_common_divisor);
+    if divisor == 0 {
+        return Vec::new();
+    }
+    let shift =
+        (weights.max().unwrap_or(0) / divisor).checked_ilog2().map_or(0, |bit| bit + 1).saturating_sub(bits);
+    let mut claimants: Vec<Claimant> = list
+        .map(|(slot, destination)| Claimant {
+            slot,
+            next: hash(KEYS.0, destination.address, true, 0) % size,
+            step: hash(KEYS.1, destination.address, true, 0) % (size - 1) + 1,
+            turns: ((destination.last_weight / divisor) >> shift).max(1),
+        })
+        .collect();
+    let mut table = vec![None; size];
+    let mut left = size;
+    while left > 0 {
+        for claimant in &mut claimants {
+            for _ in 0..claimant.turns {
+                if left == 0 {
+                    break;
+                }
+                while table[claimant.next].is_some() {
+                    claimant.next += claimant.step;
+                    if claimant.next >= size {
+                        claimant.next -= size;
+                    }
+                }
+                table[claimant.next] = Some(claimant.slot);
+                left -= 1;
+            }
+        }
+    }
+    table.into_iter().flatten().collect()
+}
+
+impl MaglevHashing {
+    fn usable(&self, pool: &Pool, bucket: usize) -> Option<Slot> {
+        let slot = *self.table.get(bucket)?;
+        pool.get(slot).is_some_and(Destination::usable).then_some(slot)
+    }
+
+    /// A table with room for all destinations follows the list; with more destinations than slots, it stays as it was.
+    fn follow(&mut self, pool: &Pool) {
+        self.outdated |= pool.len() <= size(pool).0;
+    }
+}
+
+impl Scheduler for MaglevHashing {
+    #[inline]
+    fn choose(&mut self, pool: &Pool, request: &Request) -> Option<Slot> {
+        if self.outdated {
+            self.outdated = false;
+            self.table = populate(pool, None);
+        }
+        let size = self.table.len();
+        if size == 0 {
+            return None;
+        }
+        let with_port = pool.flags() & flags::SCHED2 != 0;
+        let bucket = |offset| hash(KEYS.0, request.source, with_port, offset) % size;
+        let first = bucket(0);
+        let chosen = self.usable(pool, first);
+        if chosen.is_some() || pool.flags() & flags::SCHED1 == 0 {
+            return chosen;
+        }
+        (0..size).find_map(|offset| self.usable(pool, bucket((offset + first) % size)))
+    }
+
+    fn attached(&mut self, pool: &Pool) {
+        self.table = Vec::new();
+        self.follow(pool);
+    }
+
+    fn added(&mut self, pool: &Pool, slot: Slot) {
+        if self.outdated && pool.len() > size(pool).0 {
+            self.outdated = false;
+            self.table = populate(pool, Some(slot));
+        }
+        self.follow(pool);
+    }
+
+    fn removed(&mut self, pool: &Pool, _gone: &Removed) {
+        self.follow(pool);
+    }
+
+    fn edited(&mut self, pool: &Pool, _slot: Slot) {
+        self.follow(pool);
+    }
+
+    fn options_changed(&mut self, pool: &Pool) {
+        self.attached(pool);
+    }
+}
