@@ -34,7 +34,7 @@ fn main() -> Result<(), Failure> {
 }
 
 fn measure(name: &str, method: &str) -> Result<(), Failure> {
-    let topology = Topology::build(&Plan { servers: 1, ..Plan::default() })?;
+    let topology = Topology::build(&Plan { servers: 1, burst: true, ..Plan::default() })?;
     let server = SocketAddr::new(topology.server_address(0, V4), 80);
     let _closer = Closer::start(&topology.servers[0], server)?;
     let SocketAddr::V4(service) = SocketAddr::new(topology.vip(), 80) else { return Err("no IPv4".into()) };

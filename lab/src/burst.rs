@@ -3,7 +3,7 @@
 
 use crate::http::listen;
 use crate::probe::{flags, internet_checksum, numbered_segment};
-use crate::{Error, Namespace, Prefix, Result, Topology};
+use crate::{Error, Namespace, Result, Topology};
 use nix::ifaddrs::getifaddrs;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -11,7 +11,7 @@ use nix::sys::socket::{
     shutdown, socket, sockopt,
 };
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a segment is sent.
 const TRIES: u8 = 4;
 /// The clients' addresses: 198.18.0.0/16, of the range for benchmarks (RFC 2544).
-const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+pub(crate) const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Ports of each client, from this one on.
 const FIRST_PORT: u16 = 1024;
 const PORTS: u32 = 60_000;
@@ -92,6 +92,12 @@ pub struct Tally {
     pub syns_sent_again: u32,
     /// Segments sent once more, SYNs among them.
     pub sent_again: u32,
+    /// Those of them that were lost, and not only late on a busy machine: others came and went that began after them.
+    pub lost: u32,
+    /// Segments sent altogether.
+    pub sent: u64,
+    /// Segments received.
+    pub received: u64,
     /// How long it all took.
     pub elapsed: Duration,
 }
@@ -106,9 +112,10 @@ impl Tally {
 /// A connection in progress.
 #[derive(Clone, Copy, Debug)]
 struct Connection {
-    /// What was sent last, and when.
+    /// What was sent last, when, and how many connections had come to their end then.
     sent: u8,
     at: Instant,
+    completed: u32,
     tries: u8,
     /// The next sequence number, and what was acknowledged.
     sequence: u32,
@@ -130,10 +137,8 @@ impl Burst {
         Burst { target, connections: 10_000, window: 256 }
     }
 
-    /// Makes them from the client of a topology with two arms; the director gets a route to them.
+    /// Makes them from the client of a topology that was planned for it.
     pub fn run(&self, topology: &Topology) -> Result<Tally> {
-        let here = topology.client_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        topology.director.net().add_route(Prefix::new(CLIENTS, 16), here)?;
         let macs = [topology.director.net().mac("eth0")?, topology.client.net().mac("eth0")?];
         let socket = topology.client.run(|| open("eth0"))??;
         let mut run = Run { burst: self, macs, socket, open: HashMap::new(), tally: Tally::default() };
@@ -169,6 +174,7 @@ impl Run<'_> {
                 let connection = Connection {
                     sent: flags::SYN,
                     at: Instant::now(),
+                    completed: self.tally.completed,
                     tries: 1,
                     sequence: begun.wrapping_mul(0x9e37_79b9),
                     acknowledged: 0,
@@ -181,6 +187,7 @@ impl Run<'_> {
             let _interrupted = poll(&mut ready, PollTimeout::from(100_u8));
             while let Ok(length) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
                 if let Some(received) = self.parse(&frame[..length]) {
+                    self.tally.received += 1;
                     self.answer(&received)?;
                 }
             }
@@ -215,7 +222,7 @@ impl Run<'_> {
             return Ok(());
         }
         connection.acknowledged = end.wrapping_add(1);
-        (connection.at, connection.tries) = (Instant::now(), 1);
+        (connection.at, connection.completed, connection.tries) = (Instant::now(), self.tally.completed, 1);
         self.send(received.client, &connection)?;
         self.open.insert(received.client, connection);
         Ok(())
@@ -233,13 +240,16 @@ impl Run<'_> {
             }
             self.tally.sent_again += 1;
             self.tally.syns_sent_again += u32::from(connection.sent == flags::SYN);
+            let since = usize::try_from(self.tally.completed - connection.completed).unwrap_or(usize::MAX);
+            self.tally.lost += u32::from(since > 2 * self.burst.window);
             self.send(client, &connection)?;
-            self.open.insert(client, Connection { at: now, tries: connection.tries + 1, ..connection });
+            let (completed, tries) = (self.tally.completed, connection.tries + 1);
+            self.open.insert(client, Connection { at: now, completed, tries, ..connection });
         }
         Ok(())
     }
 
-    fn send(&self, from: SocketAddrV4, connection: &Connection) -> Result<()> {
+    fn send(&mut self, from: SocketAddrV4, connection: &Connection) -> Result<()> {
         let to = self.burst.target;
         let numbers = [connection.sequence, connection.acknowledged];
         let tcp = numbered_segment(from, to, connection.sent, numbers);
@@ -251,8 +261,12 @@ impl Run<'_> {
         let [director, own] = self.macs;
         let frame = [&director[..], &own, &[8, 0], &ip, &tcp].concat();
         match send(self.socket.as_raw_fd(), &frame, MsgFlags::empty()) {
+            Ok(_) => {
+                self.tally.sent += 1;
+                Ok(())
+            }
             // The device's queue is full: as good as lost on the way.
-            Ok(_) | Err(nix::errno::Errno::ENOBUFS) => Ok(()),
+            Err(nix::errno::Errno::ENOBUFS) => Ok(()),
             Err(error) => Err(Error::System { what: "send a frame".into(), source: error.into() }),
         }
     }

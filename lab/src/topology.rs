@@ -16,7 +16,7 @@
 //! director ──┘                              eth2 ── rs2
 //! ```
 
-use crate::{Namespace, Prefix, Result, Veth, has_ipv6};
+use crate::{Namespace, Prefix, Result, Veth, burst, has_ipv6};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -39,6 +39,8 @@ pub struct Plan {
     pub arms: Arms,
     /// Whether a router stands between the client and everybody else.
     pub router: bool,
+    /// Whether the director, of two arms, has a route by the client to the clients of a [`burst`].
+    pub burst: bool,
     /// How many real servers there are: rs1, rs2, …
     pub servers: usize,
     /// Queues of the pair between client and director.
@@ -56,6 +58,7 @@ impl Default for Plan {
         Plan {
             arms: Arms::Two,
             router: false,
+            burst: false,
             servers: 2,
             client_queues: 1,
             server_queues: 1,
@@ -180,6 +183,10 @@ impl Topology {
                     self.client.net().add_route(Prefix::everything(family), gateway)?;
                 }
             }
+        }
+        if plan.burst {
+            let client = self.client_address(Ipv4Addr::UNSPECIFIED.into());
+            self.director.net().add_route(Prefix::new(burst::CLIENTS, 16), client)?;
         }
         self.wire_servers(&self.director, plan)
     }
