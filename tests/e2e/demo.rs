@@ -3,12 +3,14 @@
 use crate::director::{PublicCopy, UVS, unprivileged};
 use crate::harness::{Outcome, Tests, check};
 use libtest_mimic::Failed;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use uvs::engine::link::namespace::cookie;
 use uvs_lab::{cleanup, wait};
 
 pub(crate) const TESTS: Tests = &[
@@ -114,15 +116,34 @@ fn it_cleans_up_after(signal: Signal, method: &str, namespaces: usize) -> Outcom
     check(namespaces_of(child.id()) == 0, "namespaces were left behind")
 }
 
+/// A network namespace: its inode, which processes there have, and its cookie, which notes about it have.
+#[derive(Clone, Copy)]
+struct Place {
+    inode: u64,
+    cookie: u64,
+}
+
+impl Place {
+    fn of(path: &Path) -> Result<Self, Failed> {
+        let file = std::fs::File::open(path)?;
+        let inode = file.metadata()?.ino();
+        let inside = std::thread::spawn(move || -> std::io::Result<u64> {
+            setns(&file, CloneFlags::CLONE_NEWNET)?;
+            cookie()
+        });
+        Ok(Place { inode, cookie: inside.join().map_err(|_| "nobody came back")?? })
+    }
+}
+
 /// The notes about real servers in these namespaces, and the processes there.
-fn left_on_real_servers(namespaces: &[u64]) -> Result<Vec<String>, Failed> {
+fn left_on_real_servers(namespaces: &[Place]) -> Result<Vec<String>, Failed> {
     let notes = std::fs::read_dir("/run/uvs/real-server").into_iter().flatten().flatten();
-    let notes = notes.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| {
-        !name.ends_with("-lock") && namespaces.iter().any(|inode| name.starts_with(&format!("{inode}-")))
-    });
+    let notes = notes
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| namespaces.iter().any(|place| name.starts_with(&format!("{}-", place.cookie))));
     let processes = std::fs::read_dir("/proc")?.flatten().filter(|entry| {
         let namespace = std::fs::metadata(entry.path().join("ns/net"));
-        namespace.is_ok_and(|namespace| namespaces.contains(&namespace.ino()))
+        namespace.is_ok_and(|namespace| namespaces.iter().any(|place| place.inode == namespace.ino()))
     });
     let commands =
         processes.map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default());
@@ -131,11 +152,8 @@ fn left_on_real_servers(namespaces: &[u64]) -> Result<Vec<String>, Failed> {
 
 fn it_restores_real_servers() -> Outcome {
     let mut child = endless("tun", 6)?;
-    let inode = |server: usize| {
-        let path = Path::new("/run/netns").join(format!("uvs-{}-0-rs{server}", child.id()));
-        std::fs::metadata(path).map(|namespace| namespace.ino())
-    };
-    let namespaces = [inode(1)?, inode(2)?];
+    let place = |server| Place::of(&Path::new("/run/netns").join(format!("uvs-{}-0-rs{server}", child.id())));
+    let namespaces = [place(1)?, place(2)?];
     wait::until("the real servers to be set up", LIMIT, || {
         left_on_real_servers(&namespaces).is_ok_and(|left| left.len() >= 4)
     })?;

@@ -6,11 +6,13 @@ use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use uvs::engine::link::namespace::cookie;
 use uvs_lab::http::{Connection, Server};
 use uvs_lab::{Namespace, stream, udp, wait};
 
@@ -21,6 +23,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_killed_decapsulator", || in_world(&one_arm(), &[], a_killed_decapsulator)),
     ("a_start_killed_anywhere", || in_world(&one_arm(), &[], a_start_killed_anywhere)),
     ("what_two_addresses_share", || in_world(&one_arm(), &[], what_two_addresses_share)),
+    ("a_namespace_that_is_gone", a_namespace_that_is_gone),
     ("what_cannot_be", || in_world(&one_arm(), &[], what_cannot_be)),
 ];
 
@@ -301,6 +304,34 @@ fn what_two_addresses_share(world: &mut World) -> Outcome {
     check(alone == expected, "settings went with the first address")?;
     second.stop()?;
     same(server, &before, "after both")
+}
+
+/// The kernel gives a new namespace the inode of one that is gone: what was noted of that one says nothing here.
+fn a_namespace_that_is_gone() -> Outcome {
+    let vip = IpAddr::from([203, 0, 113, 100]);
+    let namespace = |name: String| Namespace::create(format!("uvs-{}-{name}", std::process::id()));
+    let inode = |namespace: &Namespace| std::fs::metadata(namespace.path()).map(|file| file.ino());
+    let (mut gone, mut notes) = (BTreeSet::new(), Vec::new());
+    for number in 0..4 {
+        let namespace = namespace(format!("gone-{number}"))?;
+        real_server(&namespace, &format!("start --vip {vip} --method dr"))?;
+        gone.insert(inode(&namespace)?);
+        notes.push(format!("/run/uvs/real-server/{}-{vip}.json", namespace.run(cookie)??));
+    }
+    let mut others = Vec::new();
+    let found = wait::until("a namespace to have the inode of one that is gone", LIMIT, || {
+        others.extend(namespace(format!("new-{}", others.len())));
+        others.last().is_some_and(|new| inode(new).is_ok_and(|inode| gone.contains(&inode)))
+    });
+    let outcome = found.map_err(Into::into).and_then(|()| {
+        let new = others.last().ok_or("no namespace could be made")?;
+        let before = everything(new)?;
+        Started::start(new, vip, "tun")?.stop()?;
+        same(new, &before, "in the new namespace")
+    });
+    // Nobody else can: what they tell of is gone.
+    notes.iter().try_for_each(std::fs::remove_file)?;
+    outcome
 }
 
 fn what_cannot_be(world: &mut World) -> Outcome {

@@ -6,8 +6,8 @@
 use std::fs;
 use std::io::{self, Write};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use uvs_engine::link::namespace;
 
 const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const NOTES: &str = "/run/uvs";
@@ -53,8 +53,7 @@ pub fn restore() -> io::Result<bool> {
 
 /// Where this network namespace's note is.
 fn note() -> io::Result<PathBuf> {
-    let namespace = fs::metadata("/proc/self/ns/net")?.ino();
-    Ok(Path::new(NOTES).join(format!("reserved-ports-{namespace}")))
+    Ok(Path::new(NOTES).join(format!("reserved-ports-{}", namespace::cookie()?)))
 }
 
 /// What a note says: the ports that were reserved before, and those that are.

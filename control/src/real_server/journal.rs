@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use uvs_engine::link::namespace;
 
 /// Where the journals are. It is empty after a reboot, as is what they tell of.
 const DIRECTORY: &str = "/run/uvs/real-server";
@@ -68,7 +68,7 @@ pub(super) fn decapsulator(journals: &[Journal], kind: Encapsulation) -> Option<
     processes.into_iter().find(Process::is_running)
 }
 
-/// The journals of this network namespace, held by one command at a time.
+/// The journals of this network namespace; one command at a time is at any.
 #[derive(Debug)]
 pub(super) struct Journals {
     place: Place,
@@ -86,9 +86,8 @@ pub(super) struct Place {
 impl Place {
     /// That of the calling process.
     pub(super) fn here() -> Result<Self, Error> {
-        let namespace =
-            fs::metadata("/proc/self/ns/net").map_err(Error::os("find this network namespace"))?;
-        Ok(Place { directory: DIRECTORY.into(), prefix: format!("{}-", namespace.ino()) })
+        let cookie = namespace::cookie().map_err(Error::os("tell this network namespace from others"))?;
+        Ok(Place { directory: DIRECTORY.into(), prefix: format!("{cookie}-") })
     }
 
     /// The directory, whose modification time tells of journals that come and go.
@@ -102,16 +101,16 @@ impl Place {
 
     /// Every journal, in the order of their names.
     pub(super) fn all(&self) -> Result<Vec<Journal>, Error> {
-        self.files(".json")?.iter().filter_map(|file| read(file).transpose()).collect()
+        self.files(&self.prefix, ".json")?.iter().filter_map(|file| read(file).transpose()).collect()
     }
 
-    /// The files whose names end so, in order.
-    fn files(&self, end: &str) -> Result<Vec<PathBuf>, Error> {
+    /// The files whose names begin and end so, in order.
+    fn files(&self, begin: &str, end: &str) -> Result<Vec<PathBuf>, Error> {
         let unreadable = || Error::os(format!("read {}", self.directory.display()));
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(unreadable())? {
             let name = entry.map_err(unreadable())?.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(end)) {
+            if name.to_str().is_some_and(|name| name.starts_with(begin) && name.ends_with(end)) {
                 files.push(self.directory.join(name));
             }
         }
@@ -126,12 +125,11 @@ impl Journals {
         let place = Place::here()?;
         fs::create_dir_all(&place.directory)
             .map_err(Error::os(format!("make {}", place.directory.display())))?;
-        let path = place.directory.join(format!("{}lock", place.prefix));
-        let doing = || Error::os(format!("lock {}", path.display()));
-        let lock = File::options().create(true).append(true).open(&path).map_err(doing())?;
+        let doing = || Error::os(format!("lock {}", place.directory.display()));
+        let lock = File::open(&place.directory).map_err(doing())?;
         lock.lock().map_err(doing())?;
         // What a command that was killed had begun to write.
-        for draft in place.files(".draft")? {
+        for draft in place.files("", ".draft")? {
             fs::remove_file(&draft).map_err(Error::os(format!("delete {}", draft.display())))?;
         }
         Ok(Journals { place, _lock: lock })

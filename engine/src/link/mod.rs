@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod memory;
+pub mod namespace;
 pub mod own;
 pub mod pcap;
 pub mod raw;
