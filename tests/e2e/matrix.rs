@@ -3,13 +3,15 @@
 use crate::director::{LIMIT, V4, V6, in_world, load};
 use crate::harness::{Outcome, Test, check};
 use crate::icmp::fails;
-use crate::methods::{CLOSED, ECHO, METHODS, Method, Scene};
+use crate::methods::{CLOSED, ECHO, METHODS, Method, PROXIED, Scene};
+use crate::tell::{SYN, option, toa};
 use crate::traffic::{expect_shares, run, transfer_on};
 use nix::libc;
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use uvs_lab::Error;
-use uvs_lab::http::Connection;
+use uvs_lab::http::{Connection, Server, proxy};
+use uvs_lab::probe::Watch;
 
 /// A way to take frames: its name, the director's arguments, and what its status calls it.
 struct Io(&'static str, [&'static str; 2], &'static str);
@@ -19,6 +21,9 @@ const IOS: [Io; 3] = [
     Io("generic", ["--xdp-mode", "generic"], "generic"),
     Io("raw", ["--io", "raw"], "raw"),
 ];
+
+/// The TCP option that tells a client's address by full NAT, where nothing else is said.
+const KIND: u8 = 254;
 
 /// Something that holds for every combination, and its name.
 type Check = (&'static str, fn(&Scene<'_>) -> Outcome);
@@ -79,12 +84,47 @@ fn requests(scene: &Scene<'_>) -> Outcome {
     expect_shares(&report, &[("rs1", 20), ("rs2", 20)])
 }
 
-/// By full NAT a real server sees the local address.
+/// By full NAT a real server sees the local address, and is told the client's: by a TCP option, or as the service says by the PROXY
+/// protocol.
 fn the_clients_address(scene: &Scene<'_>) -> Outcome {
+    let servers = &scene.world.topology.servers;
+    let watches = servers.iter().map(|server| Watch::open(server, scene.servers));
+    let watches: Vec<_> = watches.collect::<Result<_, _>>()?;
     let mut connection = Connection::open(&scene.world.topology.client, scene.at(80), LIMIT)?;
     let seen = String::from_utf8_lossy(&connection.get("/client")?.body).trim().to_owned();
-    let own = connection.local()?.to_string();
-    check((seen == own) == scene.method.shows_clients(), format!("{own} is {seen} to the real server"))
+    let own = connection.local()?;
+    let same = seen == own.to_string();
+    check(same == scene.method.shows_clients(), format!("{own} is {seen} to the real server"))?;
+    let segments: Vec<_> = watches.iter().flat_map(Watch::segments).collect();
+    let told = toa(own, KIND);
+    let mut syns = segments.iter().filter(|segment| segment[13] == SYN);
+    let tells = |segment: &Vec<u8>| option(segment, KIND) == Some(&told[..]);
+    check(syns.any(tells) == scene.method.is_full_nat(), format!("{own} is to be told by {segments:02x?}"))?;
+    if scene.method.is_full_nat() { told_by_the_proxy_protocol(scene) } else { Ok(()) }
+}
+
+/// A connection's real server, and a datagram's.
+fn told_by_the_proxy_protocol(scene: &Scene<'_>) -> Outcome {
+    let server = &scene.world.topology.servers[0];
+    let address = scene.world.server(0, scene.servers, PROXIED);
+    for kind in ["-t", "-u"] {
+        scene.serve(kind, PROXIED, 1, "--client-address proxy-v2")?;
+    }
+    let _http = Server::start_proxied(server, address, "rs1")?;
+    let mut connection = Connection::open(&scene.world.topology.client, scene.at(PROXIED), LIMIT)?;
+    let told = String::from_utf8_lossy(&connection.get("/client")?.body).trim().to_owned();
+    let own = connection.local()?;
+    check(told == own.to_string(), format!("a connection's real server is told {told}, not {own}"))?;
+    let socket = server.run(|| UdpSocket::bind(address))??;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let client = scene.datagrams(PROXIED)?;
+    client.say(b"who is it?")?;
+    let mut datagram = [0; 2048];
+    let length = socket.recv(&mut datagram)?;
+    let (told, rest) = proxy::of_datagram(&datagram[..length])?;
+    let own = client.local()?;
+    check(told == own, format!("a datagram's real server is told {told}, not {own}"))?;
+    check(rest == b"who is it?", format!("a datagram became {}", rest.escape_ascii()))
 }
 
 fn transfers(scene: &Scene<'_>) -> Outcome {

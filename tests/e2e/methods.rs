@@ -65,6 +65,8 @@ impl Method {
 pub(crate) const ECHO: u16 = 53;
 /// The port of a UDP service at whose real server nothing listens.
 pub(crate) const CLOSED: u16 = 54;
+/// The port of services by full NAT whose real servers are told their clients' addresses by the PROXY protocol.
+pub(crate) const PROXIED: u16 = 81;
 
 /// Services of one virtual address by one method: HTTP on port 80 at all real servers, and UDP at the first.
 pub(crate) struct Scene<'a> {
@@ -73,7 +75,7 @@ pub(crate) struct Scene<'a> {
     /// The clients' IP version.
     pub(crate) family: IpAddr,
     /// The real servers'.
-    servers: IpAddr,
+    pub(crate) servers: IpAddr,
     arms: Arms,
     pub(crate) echo: udp::Echo,
     _http: Vec<Server>,
@@ -111,9 +113,9 @@ impl<'a> Scene<'a> {
         if method.name == "nat" && arms == Arms::One {
             scene.come_back_through_the_director()?;
         }
-        scene.serve("-t", 80, servers.len())?;
-        scene.serve("-u", ECHO, 1)?;
-        scene.serve("-u", CLOSED, 1)?;
+        scene.serve("-t", 80, servers.len(), "")?;
+        scene.serve("-u", ECHO, 1, "")?;
+        scene.serve("-u", CLOSED, 1, "")?;
         Ok(scene)
     }
 
@@ -131,9 +133,10 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn serve(&self, kind: &str, port: u16, servers: usize) -> Outcome {
+    /// A service of this port at so many real servers.
+    pub(crate) fn serve(&self, kind: &str, port: u16, servers: usize, terms: &str) -> Outcome {
         let service = self.at(port);
-        self.world.ipvsadm(&format!("-A {kind} {service} -s rr"))?;
+        self.world.ipvsadm(&format!("-A {kind} {service} -s rr {terms}"))?;
         for index in 0..servers {
             let server = self.world.server(index, self.servers, port);
             self.world.ipvsadm(&format!("-a {kind} {service} -r {server} {}", self.method.server))?;

@@ -21,7 +21,7 @@ pub(crate) const TESTS: Tests = &[
 ];
 
 const FIN: u8 = 1;
-const SYN: u8 = 2;
+pub(crate) const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
@@ -44,7 +44,7 @@ fn balance(world: &World, clients: IpAddr, servers: IpAddr, terms: &str) -> Outc
 }
 
 /// The option of this kind among a segment's.
-fn option(segment: &[u8], kind: u8) -> Option<&[u8]> {
+pub(crate) fn option(segment: &[u8], kind: u8) -> Option<&[u8]> {
     let mut options = segment.get(20..usize::from(segment[12] >> 4) * 4)?;
     loop {
         match options {
@@ -58,7 +58,7 @@ fn option(segment: &[u8], kind: u8) -> Option<&[u8]> {
 }
 
 /// What the original patch writes.
-fn toa(client: SocketAddr, kind: u8) -> Vec<u8> {
+pub(crate) fn toa(client: SocketAddr, kind: u8) -> Vec<u8> {
     let port = client.port().to_be_bytes();
     match client.ip() {
         IpAddr::V4(ip) => [&[kind, 8], &port[..], &ip.octets()[..]].concat(),
