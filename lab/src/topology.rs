@@ -43,7 +43,8 @@ pub struct Plan {
     pub burst: bool,
     /// How many real servers there are: rs1, rs2, …
     pub servers: usize,
-    /// Queues of the pair between client and director.
+    /// Queues of the pair between client and director; with one arm, of the director's pair alone: a switch sends by the queue that
+    /// a flow's hash says what came by a pair of one queue, and by the first what came by one of two.
     pub client_queues: u32,
     /// Queues of the pairs between director and real servers.
     pub server_queues: u32,
@@ -239,9 +240,9 @@ impl Topology {
         let client = match &self.router {
             Some(router) if self.arms == Arms::One => {
                 self.wire_client(router, plan)?;
-                (router, "eth1", plan.client_queues)
+                (router, "eth1", 1)
             }
-            _ => (&self.client, "eth0", plan.client_queues),
+            _ => (&self.client, "eth0", 1),
         };
         let others: Vec<&Namespace> = match &self.router {
             Some(router) if self.arms == Arms::Beyond => vec![router],
