@@ -16,6 +16,7 @@ use uvs::engine::link::pcap::Reader;
 pub(crate) const TESTS: Tests = &[
     ("the_self_test_by_the_kernel", || in_guest(self_test_by_the_kernel)),
     ("the_self_test_by_packet_sockets", || in_guest(self_test_by_us)),
+    ("real_servers_that_are_the_director", || in_guest(local_real_servers)),
     ("nat_by_rr", || in_guest(|guest| the_same_frames(guest, "rr", "-m"))),
     ("nat_by_wrr", || in_guest(|guest| the_same_frames(guest, "wrr", "-m"))),
     ("nat_by_lc", || in_guest(|guest| the_same_frames(guest, "lc", "-m"))),
@@ -24,6 +25,7 @@ pub(crate) const TESTS: Tests = &[
 ];
 
 const RUNNER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/uml/run");
+const LOCAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/uml/local");
 const OBSERVE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/uml/observe");
 
 /// The director's devices in `observe`, with their link-layer addresses.
@@ -90,6 +92,16 @@ fn self_test_by_us(guest: &Guest) -> Outcome {
         selftest::SCRIPT
     );
     guest.run(&["bash", "-c", &all]).map(drop)
+}
+
+/// Neither lists real servers that are the director itself as anything but what they were added as.
+fn local_real_servers(guest: &Guest) -> Outcome {
+    symlink(UVS, guest.folder.join("ipvsadm"))?;
+    let kernels = guest.run(&[LOCAL])?;
+    let ours = guest.run(&["bash", "-c", &format!("modprobe tun; PATH=/out:$PATH UVS={UVS} {LOCAL}")])?;
+    check(ours == kernels, format!("the kernel's ipvsadm said\n{kernels}and ours\n{ours}"))?;
+    let methods = ["Masq", "Route", "Tunnel", "Local"].map(|name| ours.matches(&format!(" {name} ")).count());
+    check(methods == [3, 3, 3, 0], ours)
 }
 
 /// What our director makes of the frames that the kernel's got: what that made of them. In which order does not count: the
