@@ -99,6 +99,15 @@ pub enum Request {
     Timeouts,
     /// Sets state timeouts; 0 leaves one as it is.
     SetTimeouts(Timeouts),
+    /// Asks for every setting of `net.ipv4.vs`.
+    Settings,
+    /// Sets one.
+    SetSetting {
+        /// Its name below `net.ipv4.vs`.
+        name: String,
+        /// Its value.
+        value: i32,
+    },
     /// Lists the synchronisation daemons.
     Daemons,
     /// Starts a synchronisation daemon.
@@ -209,6 +218,8 @@ pub enum Response {
     },
     /// The state timeouts.
     Timeouts(Timeouts),
+    /// Every setting by its name, in their order, with its value.
+    Settings(Vec<(String, i32)>),
     /// The running synchronisation daemons.
     Daemons(Vec<Daemon>),
     /// The director's state.

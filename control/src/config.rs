@@ -16,11 +16,12 @@ use crate::options::{
     GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
 };
 use crate::registry::LONGEST_TIMEOUT;
+use crate::settings::{Setting, Settings};
 use reader::{Found, Reader, Section};
 use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
-use uvs_engine::snapshot::{ForwardOptions, OnRemove};
+use uvs_engine::snapshot::OnRemove;
 
 /// As [`uvs_engine::worker::MAX_WORKERS`].
 const MAX_WORKERS: u32 = 64;
@@ -77,7 +78,8 @@ fn document(reader: &Reader<'_>, top: Section<'_, '_>) -> RunOptions {
     let options = RunOptions {
         limits: top.table("limits").map_or(options.limits, limits),
         timeouts: top.table("timeouts").map_or(options.timeouts, timeouts),
-        forward: top.table("forward").map_or(options.forward, forward),
+        settings: top.table("settings").map_or_else(Settings::default, |section| settings(reader, section)),
+        rfc6040: top.table("forward").is_some_and(shows_congestion),
         services,
         locals,
         ..options
@@ -197,12 +199,20 @@ fn timeouts(section: Section<'_, '_>) -> Timeouts {
     timeouts
 }
 
-fn forward(section: Section<'_, '_>) -> ForwardOptions {
-    let ForwardOptions { pmtu_disc, .. } = ForwardOptions::default();
-    let options = ForwardOptions {
-        pmtu_disc: section.boolean("pmtu_disc").map_or(pmtu_disc, |found| found.value),
-        rfc6040: section.one_of("tunnel_ecn", &[("ipvs", false), ("rfc6040", true)]).unwrap_or_default(),
-    };
+fn shows_congestion(section: Section<'_, '_>) -> bool {
+    let rfc6040 = section.one_of("tunnel_ecn", &[("ipvs", false), ("rfc6040", true)]).unwrap_or_default();
     section.finish();
-    options
+    rfc6040
+}
+
+fn settings(reader: &Reader<'_>, section: Section<'_, '_>) -> Settings {
+    let mut settings = Settings::default();
+    for setting in Setting::ALL {
+        let Some(Found { value, at }) = section.integer(setting.name()) else { continue };
+        if let Err(fault) = settings.set(*setting, value) {
+            reader.fault(at, format!("found {value}: {fault}"));
+        }
+    }
+    section.finish();
+    settings
 }

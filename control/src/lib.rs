@@ -13,5 +13,6 @@ pub mod privilege;
 pub mod real_server;
 pub mod registry;
 pub mod replay;
+pub mod settings;
 pub mod socket;
 pub mod vips;

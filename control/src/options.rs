@@ -1,12 +1,13 @@
 //! What a director is started with: the command line over the configuration file over the defaults.
 
 use crate::api::{ServerSpec, ServiceId, ServiceSpec, Timeouts};
+use crate::settings::Settings;
 use serde::Deserialize;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use uvs_engine::snapshot::{ForwardOptions, OnRemove};
+use uvs_engine::snapshot::OnRemove;
 
 /// Everything a director needs to know when it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -35,8 +36,10 @@ pub struct RunOptions {
     pub limits: Limits,
     /// State timeouts.
     pub timeouts: Timeouts,
-    /// How packets are forwarded, whatever their service.
-    pub forward: ForwardOptions,
+    /// Settings of `net.ipv4.vs`.
+    pub settings: Settings,
+    /// Whether the packet around a tunnelled one shows congestion that the packet inside experienced (RFC 6040).
+    pub rfc6040: bool,
     /// The virtual services to start with, each with its real servers in the order they are added.
     pub services: Vec<(ServiceSpec, Vec<ServerSpec>)>,
     /// The local addresses of full NAT to start with, each with the service that uses it.

@@ -8,6 +8,7 @@ use crate::api::{
     Family, LocalActivity, LocalEntry, Method, Netmask, Protocol, Refusal, Request, Response, ServerActivity,
     ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Timeouts, TunnelKind,
 };
+use crate::settings::{Setting, Settings};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use uvs_engine::service::is_one_host;
@@ -68,6 +69,10 @@ pub trait Apply {
     fn zero(&mut self, service: Option<&ServiceId>);
     /// State timeouts change.
     fn set_timeouts(&mut self, timeouts: Timeouts);
+    /// The settings in force.
+    fn settings(&self) -> Settings;
+    /// Settings change.
+    fn set_settings(&mut self, settings: Settings);
     /// Returns when every worker works by all that was applied since the last time.
     ///
     /// # Errors
@@ -202,6 +207,11 @@ impl<A: Apply> Registry<A> {
             Request::Services { service: None, after } => self.page(after),
             Request::Timeouts => Response::Timeouts(self.timeouts),
             Request::SetTimeouts(timeouts) => self.set_timeouts(timeouts).into(),
+            Request::Settings => {
+                let named = |(setting, value): (Setting, i32)| (setting.name().to_owned(), value);
+                Response::Settings(self.plane.settings().iter().map(named).collect())
+            }
+            Request::SetSetting { name, value } => self.set_setting(&name, value).into(),
             other @ (Request::Connections { .. }
             | Request::Daemons
             | Request::StartDaemon(_)
@@ -335,6 +345,15 @@ impl<A: Apply> Registry<A> {
             udp: keep(new.udp, self.timeouts.udp),
         };
         self.plane.set_timeouts(self.timeouts);
+        Ok(())
+    }
+
+    fn set_setting(&mut self, name: &str, value: i32) -> Result<(), Refusal> {
+        let setting = Setting::find(name)
+            .ok_or_else(|| Refusal::Unsupported(format!("this director has no setting {name:?}")))?;
+        let mut settings = self.plane.settings();
+        settings.set(setting, value).map_err(Refusal::Unsupported)?;
+        self.plane.set_settings(settings);
         Ok(())
     }
 
@@ -556,6 +575,12 @@ impl Apply for NoPlane {
     fn zero(&mut self, _: Option<&ServiceId>) {}
 
     fn set_timeouts(&mut self, _: Timeouts) {}
+
+    fn settings(&self) -> Settings {
+        Settings::default()
+    }
+
+    fn set_settings(&mut self, _: Settings) {}
 
     fn settle(&mut self) -> Result<(), Refusal> {
         Ok(())

@@ -13,7 +13,8 @@ use uvs_control::config::{parse, render};
 use uvs_control::options::{
     GuardTimeout, Interfaces, Io, Limits, OnCrash, RunOptions, SocketPlace, Workers, XdpMode,
 };
-use uvs_engine::snapshot::{ForwardOptions, OnRemove};
+use uvs_control::settings::{Setting, Settings};
+use uvs_engine::snapshot::OnRemove;
 
 /// The faults of a text, as `line:column: message`.
 fn faults(text: &str) -> Vec<String> {
@@ -211,6 +212,20 @@ fn every_fault_is_told_with_its_place() {
             ],
         ),
         (
+            "[settings]\ndrop_entry = 4\nconntrack = 1\nsync_ports = 1\namemthresh = -1\nsecure_tcp = 2147483648\n\
+             pmtu_disc = true",
+            &[
+                "2:14: found 4: net.ipv4.vs.drop_entry is a whole number from 0 to 3",
+                "3:13: found 1: net.ipv4.vs.conntrack is always 0 here: packets of services do not pass netfilter, which would \
+                 track them",
+                "4:1: found the unknown key `sync_ports`, expected one of: am_droprate, amemthresh, backup_only, \
+                 conn_reuse_mode, conntrack, debug_level, drop_entry, drop_packet, ignore_tunneled, nat_icmp_send, pmtu_disc, \
+                 run_estimation, schedule_icmp, secure_tcp, sloppy_tcp, snat_reroute",
+                "6:14: found the number 2147483648, expected a whole number from -2147483648 to 2147483647",
+                "7:13: found true, expected a whole number from -2147483648 to 2147483647",
+            ],
+        ),
+        (
             "# ä\n[director]\nsocket = 5\nio = 5\nx = 1",
             &[
                 "3:10: found the number 5, expected the path of a socket",
@@ -337,9 +352,13 @@ fn options() -> impl Strategy<Value = RunOptions> {
     let numbers = (1..=1_u32 << 28, 1..=1_u32 << 28, 1..=1_u32 << 24, 1..=86_400_u64);
     let timeouts = (1..=2_678_400_u32, 1..=2_678_400_u32, 1..=2_678_400_u32);
     let services = prop::collection::vec(service(), 0..5);
-    (interfaces, workers, socket, any::<[bool; 6]>(), numbers, timeouts, services).prop_map(
-        |(interfaces, workers, socket, flags, numbers, timeouts, mut services)| {
-            let [assign_vips, xdp, kernel, keep, pmtu_disc, rfc6040] = flags;
+    let free = (any::<i32>(), 0..=3, any::<bool>());
+    (interfaces, workers, socket, any::<[bool; 4]>(), numbers, timeouts, services, free).prop_map(
+        |(interfaces, workers, socket, flags, numbers, timeouts, mut services, free)| {
+            let [assign_vips, xdp, kernel, keep] = flags;
+            let mut settings = Settings::default();
+            settings.set(Setting::Amemthresh, free.0).unwrap();
+            settings.set(Setting::DropEntry, free.1).unwrap();
             services.sort_by_key(|(service, _)| service.id);
             services.dedup_by_key(|(service, _)| service.id);
             let local = IpAddr::from([203, 0, 113, 7]);
@@ -362,7 +381,8 @@ fn options() -> impl Strategy<Value = RunOptions> {
                 },
                 timeouts: Timeouts { tcp: timeouts.0, tcp_fin: timeouts.1, udp: timeouts.2 },
                 locals,
-                forward: ForwardOptions { pmtu_disc, rfc6040 },
+                settings,
+                rfc6040: free.2,
                 services,
             }
         },

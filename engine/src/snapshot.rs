@@ -8,6 +8,7 @@ use crate::batch::PortId;
 use crate::mtu::PathMtus;
 use crate::nexthop::{NextHops, Routes};
 use crate::service::{LocalPool, Services};
+use crate::steer;
 use arc_swap::ArcSwap;
 use crossbeam_utils::CachePadded;
 use std::net::IpAddr;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uvs_conntrack::Timeouts;
+use uvs_conntrack::protocol::tcp;
 
 /// One device of this director, as the pipeline needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +57,44 @@ pub struct ForwardOptions {
     /// Whether the packet around shows congestion that the packet inside experienced (RFC 6040), which IPVS does not let it
     /// (RFC 3168).
     pub rfc6040: bool,
+    /// Whose connections a client may begin anew from the same port (`conn_reuse_mode`).
+    pub reuse: Reuse,
+    /// Whether a TCP segment without SYN begins a connection, too (`sloppy_tcp`).
+    pub sloppy_tcp: bool,
+    /// By which table TCP connections change their state (`secure_tcp`).
+    pub tcp_mode: tcp::Mode,
+    /// Of how many packets that would begin connections one is dropped; 0: none, negative: all (`drop_packet`).
+    pub drop_rate: i32,
+    /// Whether a real server is told that its packet belongs to no connection (`nat_icmp_send`).
+    pub nat_icmp_send: bool,
+    /// Whether an ICMP error about a packet of no connection begins one (`schedule_icmp`).
+    pub schedule_icmp: bool,
+}
+
+/// Which connections give way to a new one of the same client's port (`conn_reuse_mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reuse {
+    /// None.
+    Never,
+    /// Those that are over: in TIME_WAIT or CLOSE.
+    #[default]
+    Over,
+    /// These, and those in FIN_WAIT of which the director sees the client's packets alone.
+    OverOrHalfClosed,
 }
 
 impl Default for ForwardOptions {
     fn default() -> Self {
-        ForwardOptions { pmtu_disc: true, rfc6040: false }
+        ForwardOptions {
+            pmtu_disc: true,
+            rfc6040: false,
+            reuse: Reuse::default(),
+            sloppy_tcp: false,
+            tcp_mode: tcp::Mode::default(),
+            drop_rate: 0,
+            nat_icmp_send: false,
+            schedule_icmp: false,
+        }
     }
 }
 
@@ -96,6 +131,8 @@ pub struct Snapshot {
     pub on_remove: OnRemove,
     /// How packets are forwarded.
     pub options: ForwardOptions,
+    /// Whose replies come through here, where that is asked of packets of no connection.
+    pub repliers: steer::View,
     /// What is known of the paths to tunnelled real servers. Shared by all snapshots; packets change it.
     pub paths: Arc<PathMtus>,
 }
@@ -114,6 +151,7 @@ impl Snapshot {
             timeouts: Arc::default(),
             on_remove: OnRemove::default(),
             options: ForwardOptions::default(),
+            repliers: steer::View::default(),
             paths: Arc::default(),
         }
     }

@@ -87,6 +87,10 @@ reasons! {
     FragmentFlood = "fragment_flood",
     /// The service has no real server that may take a new connection.
     NoDestination = "no_destination",
+    /// The packet would have begun a connection while one of so many is dropped (`drop_packet`).
+    Defence = "defence",
+    /// A real server's packet belongs to no connection (`nat_icmp_send`).
+    NoConnection = "no_connection",
     /// The connection's real server was removed from its service.
     DestinationGone = "destination_gone",
     /// The connection table is full.

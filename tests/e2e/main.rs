@@ -22,6 +22,7 @@ mod proxy;
 mod raw;
 mod real_server;
 mod selftest;
+mod settings;
 mod tell;
 mod topologies;
 mod traffic;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("own", own::TESTS),
         ("local", local::TESTS),
         ("demo", demo::TESTS),
+        ("settings", settings::TESTS),
         ("selftest", selftest::TESTS),
         ("uml", uml::TESTS),
         ("topologies", topologies::TESTS),

@@ -179,6 +179,18 @@ impl<'r, 'i> Section<'r, 'i> {
         }
     }
 
+    /// A whole number, maybe a negative one.
+    pub(super) fn integer(&self, key: &'static str) -> Option<Found<i32>> {
+        let value = self.get(key)?;
+        let read = value.get_ref().as_integer().and_then(|number| {
+            i32::from_str_radix(number.as_str().trim_start_matches('+'), number.radix()).ok()
+        });
+        match read {
+            Some(number) => Some(Found { value: number, at: value.span() }),
+            None => self.wrong(value, format!("a whole number from {} to {}", i32::MIN, i32::MAX)),
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&self, key: &'static str) -> Option<Found<bool>> {
         let value = self.get(key)?;

@@ -59,7 +59,7 @@ pub fn render(options: &RunOptions) -> String {
          on_remove = \"{on_remove}\"\n\n\
          [limits]\nconnections_ipv4 = {}\nconnections_ipv6 = {}\ndestinations = {}\n\n\
          [timeouts]\ntcp = {}\ntcp_fin = {}\nudp = {}\n\n\
-         [forward]\npmtu_disc = {}\ntunnel_ecn = \"{}\"\n",
+         [forward]\ntunnel_ecn = \"{}\"\n\n[settings]\n",
         options.assign_vips,
         options.reserve_ports,
         options.guard_timeout.0.as_secs(),
@@ -69,9 +69,11 @@ pub fn render(options: &RunOptions) -> String {
         timeouts.tcp,
         timeouts.tcp_fin,
         timeouts.udp,
-        options.forward.pmtu_disc,
-        if options.forward.rfc6040 { "rfc6040" } else { "ipvs" },
+        if options.rfc6040 { "rfc6040" } else { "ipvs" },
     );
+    for (setting, value) in options.settings.iter() {
+        let _ = writeln!(text, "{} = {value}", setting.name());
+    }
     for (service, servers) in &options.services {
         let locals = options.locals.iter().filter(|(id, _)| *id == service.id);
         let locals: Vec<_> = locals.map(|(_, address)| format!("\"{address}\"")).collect();

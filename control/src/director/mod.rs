@@ -5,6 +5,7 @@
 //! kernel's), then the guard, the workers and the rest. After a fault the guard
 //! stays for its time, as when the process is killed.
 
+pub(crate) mod defence;
 pub mod devices;
 mod kernel;
 mod ladder;
@@ -219,7 +220,7 @@ impl Director {
             snapshot.ports = devices::ports(chosen).into_iter().chain([own::port(&own_device)]).collect();
             snapshot.own_traffic = Some(OwnTraffic { port: own_port, sources: Arc::from([]) });
             snapshot.on_remove = options.on_remove;
-            snapshot.options = options.forward;
+            snapshot.options.rfc6040 = options.rfc6040;
         });
 
         let vips = options.assign_vips.then(|| open_vips(chosen)).transpose()?;
@@ -236,6 +237,7 @@ impl Director {
             snapshot.ports = ports.into();
         });
         crew.add_own(own_device.clone(), own_port);
+        config.publish(|snapshot| snapshot.repliers = steering.view());
         let way_back = Arc::new(WayBack::open()?);
         let mut handles = (0..cores.len()).map(|_| table.handle()).collect::<Result<Vec<_>, _>>()?;
         let mut handle = table.handle()?;
@@ -370,6 +372,7 @@ fn put_up(
 fn configure(registry: &SharedRegistry, options: &RunOptions) -> Result<(), StartError> {
     let mut registry = lock(registry);
     registry.plane_mut().set_timeouts(options.timeouts);
+    registry.plane_mut().set_settings(options.settings.clone());
     let requests = options.services.iter().flat_map(|(service, servers)| {
         let servers =
             servers.iter().map(|server| Request::AddServer { service: service.id, server: *server });

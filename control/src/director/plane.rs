@@ -1,6 +1,7 @@
 //! The registry's changes carried into the data plane: services into the snapshot, their keys into the steering program,
 //! their real servers' next hops into view.
 
+use super::defence::{self, Defence};
 use super::kernel::{Kernel, source_towards};
 use super::locals::Locals;
 use super::own::Own;
@@ -12,6 +13,7 @@ use crate::api::{
     ServiceSpec, Timeouts,
 };
 use crate::registry::{Apply, Features};
+use crate::settings::{Setting, Settings};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub(super) struct Plane {
     /// Connections that were dropped for want of a local address, as far as that was said.
     without_local: u64,
     averages: Averages,
+    settings: Settings,
+    defence: Defence,
     schedulers: uvs_schedulers::Registry,
     generation: u64,
     /// Services taken out of the snapshot that workers may still use.
@@ -113,6 +117,8 @@ impl Plane {
             members: HashMap::new(),
             lingering: HashSet::new(),
             averages: Averages::default(),
+            settings: Settings::default(),
+            defence: Defence::default(),
             schedulers: uvs_schedulers::Registry::default(),
             generation: 0,
             leaving: Vec::new(),
@@ -122,11 +128,31 @@ impl Plane {
     /// Called every two seconds: takes the sums into the averages, and forgets what no connection needs any more.
     pub(super) fn look_after(&mut self, now: Tick) {
         let snapshot = self.config.load();
-        self.averages.update(snapshot.services.iter().map(|service| service.view()));
+        if self.settings.get(Setting::RunEstimation) != 0 {
+            self.averages.update(snapshot.services.iter().map(|service| service.view()));
+        }
         self.report.load.sample();
         self.release_idle();
         self.destinations.collect(now);
         self.look_after_locals();
+    }
+
+    /// Called every second: the defence under load looks around.
+    pub(super) fn defend(&mut self, now: Tick) {
+        if self.defence.watches(&self.settings) {
+            self.defence.update(&mut self.settings, defence::free_pages());
+            self.publish_options();
+            self.defence.drop_entries(&mut self.report.handle, &self.destinations, now);
+        }
+    }
+
+    /// The workers go by the settings from now on.
+    fn publish_options(&mut self) {
+        let old = self.config.load().options;
+        let new = self.defence.apply(self.settings.forward(old.rfc6040));
+        if new != old {
+            self.generation = self.config.publish(|snapshot| snapshot.options = new);
+        }
     }
 
     /// Lets go of local addresses that no connection needs any more, and says what new connections did not find.
@@ -451,6 +477,16 @@ impl Apply for Plane {
             changed.set(timeouts.tcp, timeouts.tcp_fin, timeouts.udp);
             snapshot.timeouts = Arc::new(changed);
         });
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.defence.update(&mut self.settings, defence::free_pages());
+        self.publish_options();
     }
 
     fn settle(&mut self) -> Result<(), Refusal> {

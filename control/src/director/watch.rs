@@ -1,6 +1,7 @@
 //! The control thread: it follows the kernel and the workers, and looks after what needs looking after.
 
 use super::SharedRegistry;
+use super::defence;
 use super::kernel::Kernel;
 use super::rates::PERIOD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -71,8 +72,9 @@ impl Watch {
     /// Watches until there is a reason to end.
     pub(super) fn run(&self, signals: &UnixStream) -> End {
         let (mut beat, mut estimate) = (Instant::now(), Instant::now() + PERIOD);
+        let mut defend = Instant::now() + defence::PERIOD;
         loop {
-            if self.wait(signals, beat.min(estimate)) {
+            if self.wait(signals, beat.min(estimate).min(defend)) {
                 return End::Asked;
             }
             self.hear();
@@ -97,6 +99,10 @@ impl Watch {
                 if !self.kernel.has_devices() {
                     return End::DevicesGone;
                 }
+            }
+            if now >= defend {
+                defend = now + defence::PERIOD;
+                super::lock(&self.registry).plane_mut().defend(super::now());
             }
             if now >= estimate {
                 estimate = now + PERIOD;

@@ -11,7 +11,7 @@ pub use learn::{Beginning, Device, Learner, Network};
 pub use merge::{Arrival, InputError, Merged};
 
 use crate::api::Refusal;
-use crate::director::services;
+use crate::director::{defence, services};
 use crate::options::RunOptions;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Replay {
         let destinations = Destinations::new(table.clone(), counters.clone());
         let mut snapshot = Snapshot::empty(NextHops::new(u16::MAX));
         snapshot.on_remove = options.on_remove;
-        snapshot.options = options.forward;
+        snapshot.options = defence::with_memory_to_spare(&options.settings, options.rfc6040);
         snapshot.ports =
             network.devices.iter().zip(1..).map(|(device, index)| port(device, index, mtu)).collect();
         snapshot.routes = Arc::new(routes(network, &snapshot.hops)?);

@@ -44,8 +44,15 @@ impl Tracker {
     /// An ICMP error. It changes nothing of its connection, and is itself never reported to its sender (RFC 1122 §3.2.2,
     /// RFC 4443 §2.4 e).
     pub(super) fn error(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
-        let Some(hit) = self.handle.find(&parsed.flow) else {
-            return self.tunnel_error(view, packet, parsed);
+        let hit = match self.handle.find(&parsed.flow) {
+            Some(hit) => hit,
+            None if !view.snapshot.options.schedule_icmp => return self.tunnel_error(view, packet, parsed),
+            None if !checksum_holds(packet, parsed) => return Verdict::Drop(Reason::BadChecksum),
+            None => match self.schedule_error(view, packet, parsed) {
+                None => return self.tunnel_error(view, packet, parsed),
+                Some(None) => return Verdict::Drop(Reason::NoDestination),
+                Some(Some(hit)) => hit,
+            },
         };
         let Some(found) = self.handle.found(hit) else { return Verdict::ToKernel };
         if !checksum_holds(packet, parsed) {

@@ -17,6 +17,7 @@ use crate::plan::Tell;
 use crate::service::{Chosen, LocalPool, NoDestination, Service, ServiceKey};
 use crate::verdict::{Reason, Verdict};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use uvs_conntrack::protocol::tcp::{RST, SYN};
 use uvs_conntrack::{
     ConnId, Direction, Flow, Hit, Inserted, NEW_CONNECTION_SECONDS, NewConnection, NotInserted, Sequence,
     flags,
@@ -27,17 +28,24 @@ impl Tracker {
     /// A packet of no connection.
     pub(super) fn unknown(&mut self, view: &View<'_>, packet: &mut Packet<'_>, parsed: &Parsed) -> Verdict {
         let (client, address) = (parsed.flow.source(), parsed.flow.destination());
+        let snapshot = view.snapshot;
+        if snapshot.options.nat_icmp_send && is_lost_reply(view, parsed) {
+            let refused = Refused { reason: Reason::NoConnection, report: Some(Report::PortUnreachable) };
+            return self.refuse(view, packet, parsed, Direction::Out, refused);
+        }
         let Some(service) = service_of(view, parsed) else { return self.give_back(packet, parsed) };
-        if !state::may_begin(parsed) {
+        if !state::may_begin(parsed, &snapshot.options) {
             return self.give_back(packet, parsed);
         }
-        let snapshot = view.snapshot;
         if !can_be_answered(client.ip()) || client.ip() == address.ip() || snapshot.is_own(client.ip()) {
             // The director as its own client. To ::1 there is no way back.
             let is_own = snapshot.is_own_port(packet.port());
             if !is_own || client.ip() == IpAddr::V6(Ipv6Addr::LOCALHOST) {
                 return Verdict::Drop(Reason::Martian);
             }
+        }
+        if self.is_dropped(snapshot.options.drop_rate) {
+            return Verdict::Drop(Reason::Defence);
         }
         match self.begin_connection(view, packet, parsed, service) {
             Ok(Inserted { id, fresh: true }) if is_one_packet(view, packet, service, parsed) => {
@@ -58,6 +66,42 @@ impl Tracker {
             }
             Err(Refusal::NotMade(reason)) => Verdict::Drop(reason),
         }
+    }
+
+    /// Whether a packet that would begin a connection is the one of `rate` that is dropped (`ip_vs_todrop`). Each worker counts
+    /// its own.
+    fn is_dropped(&mut self, rate: i32) -> bool {
+        if rate == 0 {
+            self.spared = 0;
+            return false;
+        }
+        self.spared = self.spared.saturating_sub(1).min(rate);
+        if self.spared > 0 {
+            return false;
+        }
+        self.spared = rate;
+        true
+    }
+
+    /// Begins a connection for an ICMP error about a packet of none, as if the client had sent one: where several directors
+    /// answer at one address, the error may come to another one than the packets it is about. `None` where no service wants
+    /// that, `Some(None)` where there is no connection to be had (`ip_vs_in_icmp` with `schedule_icmp`).
+    #[cold]
+    pub(super) fn schedule_error(
+        &mut self,
+        view: &View<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+    ) -> Option<Option<Hit>> {
+        let service = service_of(view, parsed)?;
+        if view.snapshot.is_own_port(packet.port()) || !can_be_answered(parsed.flow.source().ip()) {
+            return None;
+        }
+        if self.is_dropped(view.snapshot.options.drop_rate) {
+            return Some(None);
+        }
+        let inserted = self.begin_connection(view, packet, parsed, service).ok();
+        Some(inserted.map(|Inserted { id, .. }| Hit { id, direction: Direction::In }))
     }
 
     /// The only packet of the connection that it made (`ip_vs_schedule` with `IP_VS_CONN_F_ONE_PACKET`). One that has to wait
@@ -108,6 +152,7 @@ impl Tracker {
     ) -> Result<Inserted, Refusal> {
         let request =
             Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
+        let by_error = parsed.kind == Kind::Error;
         let mut entered = Err(Reason::TableFull);
         let one_packet = is_one_packet(view, packet, service, parsed);
         service.schedule(&request, |chosen| {
@@ -117,7 +162,9 @@ impl Tracker {
                 connection.timeout_seconds = NEW_CONNECTION_SECONDS;
                 connection.index_reply = false;
             }
-            entered = if chosen.method == Method::FullNat {
+            entered = if by_error && chosen.method == Method::FullNat {
+                Err(Reason::NoConnection)
+            } else if chosen.method == Method::FullNat {
                 let (locals, tell) = (chosen.locals, chosen.plan.tell);
                 self.enter_with_local_port(view, packet, parsed, locals, tell, &mut connection)
             } else if view.snapshot.is_own_port(packet.port()) {
@@ -149,7 +196,9 @@ impl Tracker {
     ) -> Result<Inserted, Reason> {
         let protocol = parsed.flow.protocol();
         let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len());
-        let tells = tell::begin(tell, protocol);
+        // Of a connection that began elsewhere the real server has heard.
+        let in_midstream = protocol == protocol::TCP && parsed.tcp_flags & SYN == 0;
+        let tells = if in_midstream { 0 } else { tell::begin(tell, protocol) };
         connection.flags |= tells;
         let by_header = tells & flags::TELL_HEADER_V1 != 0 && protocol == protocol::TCP;
         let server = connection.real.source();
@@ -190,8 +239,17 @@ impl Tracker {
 /// Whether the datagram is scheduled for itself. Those of this host's own are not: their replies would not find back.
 fn is_one_packet(view: &View<'_>, packet: &Packet<'_>, service: &Service, parsed: &Parsed) -> bool {
     service.is_one_packet()
+        && parsed.kind != Kind::Error
         && parsed.flow.protocol() == protocol::UDP
         && !view.snapshot.is_own_port(packet.port())
+}
+
+/// Whether a real server's packet is of no connection and worth telling it (`ip_vs_out` with `nat_icmp_send`).
+#[cold]
+fn is_lost_reply(view: &View<'_>, parsed: &Parsed) -> bool {
+    let from = parsed.flow.source();
+    parsed.tcp_flags & RST == 0
+        && view.snapshot.repliers.look().is_replier(from.ip(), from.port(), parsed.flow.protocol())
 }
 
 /// How often a connection tries to get a port that nobody else gets meanwhile.
@@ -226,9 +284,8 @@ fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen<'_>) -> NewC
     let (client, service) = (parsed.flow.source(), parsed.flow.destination());
     let port = if chosen.address.port() == 0 { service.port() } else { chosen.address.port() };
     let server = SocketAddr::new(chosen.address.ip(), port);
-    let timeouts = &view.snapshot.timeouts;
     let Beginning { state, timeout, flags } =
-        state::beginning(parsed, chosen.method.connection_flags(), timeouts);
+        state::beginning(parsed, chosen.method.connection_flags(), view.snapshot);
     NewConnection {
         client: parsed.flow,
         real: Flow::new(server, client, parsed.flow.protocol()),

@@ -1,22 +1,40 @@
 //! What packets begin connections, and how those begin.
 
-use super::parse::Parsed;
+use super::parse::{Kind, Parsed};
+use crate::snapshot::{ForwardOptions, Reuse, Snapshot};
 use uvs_conntrack::protocol::{self, tcp, udp};
-use uvs_conntrack::{Meta, Timeouts, flags};
+use uvs_conntrack::{Connection, Meta, NEW_CONNECTION_SECONDS, flags};
 
-/// Whether the client opens a new connection from the port of this one, which is over (`conn_reuse_mode` 1: in TIME_WAIT
-/// or CLOSE).
+/// Whether the client opens a new connection from the port of this one, which is over (`is_new_conn_expected`).
 #[inline]
-pub(super) fn begins_anew(parsed: &Parsed, meta: Meta) -> bool {
-    const TIME_WAIT: u8 = tcp::State::TimeWait as u8;
-    const CLOSE: u8 = tcp::State::Close as u8;
-    parsed.tcp_flags & tcp::SYN != 0 && matches!(meta.state(), TIME_WAIT | CLOSE)
+pub(super) fn begins_anew(
+    parsed: &Parsed,
+    connection: &Connection<'_>,
+    meta: Meta,
+    options: &ForwardOptions,
+) -> bool {
+    parsed.tcp_flags & tcp::SYN != 0 && gives_way(connection, meta, options.reuse)
 }
 
-/// Whether a packet may begin a connection: every UDP datagram, and a TCP segment with SYN and without RST.
+#[cold]
+fn gives_way(connection: &Connection<'_>, meta: Meta, reuse: Reuse) -> bool {
+    const FIN_WAIT: u8 = tcp::State::FinWait as u8;
+    const TIME_WAIT: u8 = tcp::State::TimeWait as u8;
+    const CLOSE: u8 = tcp::State::Close as u8;
+    let is_over = match meta.state() {
+        TIME_WAIT | CLOSE => reuse != Reuse::Never,
+        FIN_WAIT => reuse == Reuse::OverOrHalfClosed && meta.has(flags::NO_OUTPUT),
+        _ => false,
+    };
+    is_over && connection.template().is_none()
+}
+
+/// Whether a packet may begin a connection: every UDP datagram, and a TCP segment with SYN and without RST; where that is not
+/// taken strictly, one without SYN, too (`tcp_conn_schedule`).
 #[inline]
-pub(super) fn may_begin(parsed: &Parsed) -> bool {
-    parsed.flow.protocol() != protocol::TCP || parsed.tcp_flags & (tcp::SYN | tcp::RST) == tcp::SYN
+pub(super) fn may_begin(parsed: &Parsed, options: &ForwardOptions) -> bool {
+    parsed.flow.protocol() != protocol::TCP
+        || parsed.tcp_flags & tcp::RST == 0 && (parsed.tcp_flags & tcp::SYN != 0 || options.sloppy_tcp)
 }
 
 /// How a connection begins.
@@ -30,8 +48,14 @@ pub(super) struct Beginning {
     pub(super) flags: u16,
 }
 
-/// A connection that has no state, with `method_flags`, after its first packet.
-pub(super) fn beginning(parsed: &Parsed, method_flags: u16, timeouts: &Timeouts) -> Beginning {
+/// A connection that has no state, with `method_flags`, after its first packet. An ICMP error gives it none, and it ends soon if
+/// no packet comes.
+pub(super) fn beginning(parsed: &Parsed, method_flags: u16, snapshot: &Snapshot) -> Beginning {
+    let timeouts = &snapshot.timeouts;
+    if parsed.kind == Kind::Error {
+        let flags = method_flags | flags::INACTIVE;
+        return Beginning { state: tcp::State::None as u8, timeout: NEW_CONNECTION_SECONDS, flags };
+    }
     if parsed.flow.protocol() != protocol::TCP {
         return Beginning {
             state: udp::NORMAL,
@@ -42,7 +66,7 @@ pub(super) fn beginning(parsed: &Parsed, method_flags: u16, timeouts: &Timeouts)
     let one_way = method_flags & flags::NO_OUTPUT != 0;
     let view = if one_way { tcp::View::InOnly } else { tcp::View::In };
     let event = tcp::Event::of(parsed.tcp_flags);
-    let state = tcp::next(tcp::Mode::Normal, view, event, tcp::State::None);
+    let state = tcp::next(snapshot.options.tcp_mode, view, event, tcp::State::None);
     let inactive = if state.is_active() { 0 } else { flags::INACTIVE };
     Beginning { state: state as u8, timeout: timeouts.tcp(state), flags: method_flags | inactive }
 }

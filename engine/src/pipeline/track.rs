@@ -40,6 +40,8 @@ pub(super) struct Tracker {
     pub(super) envelopes: Envelopes,
     /// A connection that is to end with the batch.
     spent: Cell<Option<ConnId>>,
+    /// How many packets that would begin connections may still do so before one is dropped.
+    pub(super) spared: i32,
 }
 
 impl Tracker {
@@ -63,6 +65,7 @@ impl Tracker {
             shifted: Cell::new(0),
             envelopes: Envelopes::default(),
             spent: Cell::new(None),
+            spared: 0,
         }
     }
 
@@ -178,7 +181,7 @@ impl Tracker {
         let destination = connection.destination();
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In {
-            if state::begins_anew(parsed, meta) {
+            if state::begins_anew(parsed, &connection, meta, &view.snapshot.options) {
                 self.end_connection(hit.id);
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
@@ -290,8 +293,8 @@ impl Tracker {
             if parsed.tcp_flags & tcp::SYN != 0 {
                 self.clamp(packet, parsed, connection.destination());
             }
-            let event = tcp::Event::of(parsed.tcp_flags);
-            self.handle.tcp(id, direction, event, tcp::Mode::Normal, timeouts, view.now)
+            let (event, mode) = (tcp::Event::of(parsed.tcp_flags), view.snapshot.options.tcp_mode);
+            self.handle.tcp(id, direction, event, mode, timeouts, view.now)
         } else if meta.has(flags::ONE_PACKET) {
             // It was kept for the fragments of its datagram, and no longer.
             self.spent.set(Some(id));

@@ -208,7 +208,7 @@ impl Destinations {
     }
 
     /// A connection ended.
-    pub(crate) fn ended(&self, connection: &Connection<'_>) {
+    pub fn ended(&self, connection: &Connection<'_>) {
         self.change(connection.destination(), 0_u64.wrapping_sub(one(connection.is_active())));
         if has_local_address(connection.meta().flags()) {
             self.locals.ended(connection);

@@ -52,6 +52,24 @@ impl View {
     }
 }
 
+impl Default for View {
+    /// Empty sets.
+    fn default() -> Self {
+        View::of(Known::default())
+    }
+}
+
+impl FromIterator<(IpAddr, u16, u8)> for View {
+    /// Replies alone: whose come through here, by address, port and IP protocol number.
+    fn from_iter<I: IntoIterator<Item = (IpAddr, u16, u8)>>(replies: I) -> Self {
+        let mut known = Known::default();
+        for (address, port, protocol) in replies {
+            known.sets[Set::Replies as usize].insert_mut(Key::new(address, port, protocol));
+        }
+        View::of(known)
+    }
+}
+
 impl Default for Known {
     /// Empty sets.
     fn default() -> Self {
@@ -89,6 +107,12 @@ impl Known {
     /// Whether a frame is ours.
     pub fn takes(&self, frame: &[u8]) -> bool {
         self.decide(frame).unwrap_or(false)
+    }
+
+    /// Whether the replies of who has this address, port and IP protocol number come through here.
+    pub fn is_replier(&self, address: IpAddr, port: u16, protocol: u8) -> bool {
+        self.has(Set::Replies, Key::new(address, port, protocol))
+            || self.has(Set::Replies, Key::new(address, 0, protocol))
     }
 
     /// `None`: the frame ends too early, or is of a kind that is never ours.

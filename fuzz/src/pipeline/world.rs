@@ -4,6 +4,7 @@ use super::input::Input;
 use crate::director::ways::{WAYS, Way};
 use crate::director::*;
 use std::net::SocketAddr;
+use uvs_conntrack::protocol::tcp::Mode;
 use uvs_conntrack::{Limits, SharedTable};
 use uvs_engine::plan::Tell;
 use uvs_engine::service::{Ports, Terms};
@@ -33,6 +34,9 @@ pub fn director(input: &mut Input<'_>) -> Director {
     director.snapshot.options.rfc6040 = bit(4);
     director.snapshot.on_remove = if bit(5) { OnRemove::Keep } else { OnRemove::Drop };
     let terms = input.byte();
+    director.snapshot.options.sloppy_tcp = terms >> 4 & 1 == 1;
+    director.snapshot.options.schedule_icmp = terms >> 5 & 1 == 1;
+    director.snapshot.options.tcp_mode = if terms >> 6 & 1 == 1 { Mode::Secure } else { Mode::Normal };
     for which in 0..SERVICES {
         let (way, other) = WAYS[which / 2];
         let server = plans()[if other { 1 - which % 2 } else { which % 2 }].server;
