@@ -138,6 +138,40 @@ fn all_of_ipvsadm_is_the_same_byte_for_byte() {
     assert_eq!(run, 231, "recordings were lost");
 }
 
+/// The blocks of `/proc/net/ip_vs`, sorted: the heading, and each service with its real servers. The kernel's order depends on
+/// where its memory is.
+fn blocks(text: &str) -> Vec<String> {
+    let mut blocks: Vec<String> = Vec::new();
+    for line in text.split_inclusive('\n') {
+        match blocks.last_mut() {
+            Some(block) if line.starts_with("  ->") => block.push_str(line),
+            _ => blocks.push(line.to_owned()),
+        }
+    }
+    blocks.sort();
+    blocks
+}
+
+#[test]
+fn services_are_in_proc_as_the_kernel_shows_them() {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let schedulers = owned(&["rr", "wrr", "wlc", "sh", "mh"]);
+    let bench = Bench::new("proc", NoPlane { features: Features::ALL, schedulers, engines: owned(&["sip"]) });
+    for command in include_str!("golden/proc/ip_vs.commands").lines() {
+        assert_eq!(bench.run(command, ""), (0, String::new(), String::new()), "{command}");
+    }
+    symlink(env!("CARGO_BIN_EXE_uvs"), bench.directory.join("uvs")).unwrap();
+    let (code, listed, errors) = bench.run("uvs proc ip_vs", "");
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert_eq!(blocks(&listed), blocks(include_str!("golden/proc/ip_vs.txt")));
+    let (_, helpers, _) = bench.run("uvs proc ip_vs_app", "");
+    assert_eq!(helpers, "prot port    usecnt name\n");
+    let (_, sums, _) = bench.run("uvs proc ip_vs_stats", "");
+    assert_eq!(sums.lines().nth(2), Some("       0        0        0                0                0"));
+    let (code, _, errors) = bench.run("uvs proc ip_vs_nothing", "");
+    assert!(code == 2 && errors.contains("ip_vs_conn_sync"), "{errors}");
+}
+
 /// What the data plane does not honour yet, and what depends on it: `file#number command`, a tab, the reason.
 const LATER: &str = include_str!("golden/cli/later.txt");
 

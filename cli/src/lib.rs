@@ -1,4 +1,4 @@
-//! The command line: run, check, replay, status, sysctl, capture, guard, real-server, demo, ipvsadm.
+//! The command line: run, check, replay, status, sysctl, proc, capture, guard, real-server, demo, ipvsadm.
 //!
 //! Exit statuses: 0 when it is done, 1 when the director (or the demo) failed at its work, 2 when the command line, the
 //! configuration or the machine does not allow it to begin. `ipvsadm` has its own, those of ipvsadm: 0, 1, 2 and 255.
@@ -13,6 +13,7 @@ mod check;
 pub mod demo;
 mod guard;
 pub mod ipvsadm;
+mod proc;
 mod real_server;
 mod replay;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     Status(status::Args),
     /// Show and set what IPVS has under net.ipv4.vs
     Sysctl(sysctl::Args),
+    /// Print what IPVS shows in a file under /proc/net
+    Proc(proc::Args),
     /// Show frames as they come in and as they leave, and those that are dropped with the reason
     Capture(capture::Args),
     /// Show or remove the guard that outlives a director
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sysctl(args) => sysctl::run(&args),
+        Command::Proc(args) => proc::run(&args),
         Command::Capture(args) => capture::run(&args),
         Command::Guard(args) => guard::run(&args),
         Command::RealServer(args) => real_server::run(&args),

@@ -15,6 +15,7 @@ mod terms;
 
 pub use activity::{
     Counters, LocalActivity, LocalEntry, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry,
+    Statistics,
 };
 pub use capture::CaptureSpec;
 pub use connections::{ConnectionEntry, Timeouts};
@@ -95,6 +96,8 @@ pub enum Request {
         /// Where the last page ended.
         after: Option<u64>,
     },
+    /// Asks for the sums and averages of all services together.
+    Statistics,
     /// Asks for the state timeouts.
     Timeouts,
     /// Sets state timeouts; 0 leaves one as it is.
@@ -216,6 +219,8 @@ pub enum Response {
         /// Where the next page begins, when there is one.
         next: Option<u64>,
     },
+    /// The sums and averages of all services together.
+    Statistics(Statistics),
     /// The state timeouts.
     Timeouts(Timeouts),
     /// Every setting by its name, in their order, with its value.

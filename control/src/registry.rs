@@ -6,7 +6,8 @@
 
 use crate::api::{
     Family, LocalActivity, LocalEntry, Method, Netmask, Protocol, Refusal, Request, Response, ServerActivity,
-    ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Timeouts, TunnelKind,
+    ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Statistics, Timeouts,
+    TunnelKind,
 };
 use crate::settings::{Setting, Settings};
 use std::collections::{BTreeMap, HashMap};
@@ -213,6 +214,7 @@ impl<A: Apply> Registry<A> {
             }
             Request::SetSetting { name, value } => self.set_setting(&name, value).into(),
             other @ (Request::Connections { .. }
+            | Request::Statistics
             | Request::Daemons
             | Request::StartDaemon(_)
             | Request::StopDaemon { .. }
@@ -597,6 +599,7 @@ impl Apply for NoPlane {
     fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Connections { .. } => Response::Connections { connections: Vec::new(), next: None },
+            Request::Statistics => Response::Statistics(Statistics::default()),
             Request::Daemons => Response::Daemons(Vec::new()),
             Request::StopDaemon { .. } => Response::Refused(Refusal::NoDaemon),
             Request::Status => Response::Status(Box::default()),

@@ -239,6 +239,11 @@ impl WorkerCounters {
         outward.add(packets.out_bytes);
     }
 
+    /// All traffic since the worker began.
+    pub fn traffic(&self) -> Traffic {
+        self.total.read()
+    }
+
     /// Frames dropped, by reason.
     pub fn drops(&self, reason: Reason) -> u64 {
         self.drops[reason as usize].get()

@@ -1,5 +1,6 @@
 //! What `-L` prints, column by column as ipvsadm prints it.
 
+use super::IPVS_VERSION;
 use super::names::Names;
 use super::parse::{Columns, Listing};
 use std::fmt::Write;
@@ -13,7 +14,7 @@ pub(super) fn services(listing: &Listing, services: &[ServiceEntry], table_size:
     let mut names = Names::new(listing.numeric);
     let mut text = String::new();
     if let Some(size) = table_size {
-        let _ = writeln!(text, "IP Virtual Server version 1.2.1 (size={size})");
+        let _ = writeln!(text, "IP Virtual Server version {IPVS_VERSION} (size={size})");
     }
     text.push_str(heading(listing.columns));
     for entry in services {

@@ -23,6 +23,9 @@ use std::io::{BufRead, Write};
 use uvs_control::api::{Refusal, Request, Response, ServiceId};
 use uvs_control::client::{self, Client, ClientError};
 
+/// The version that IPVS has said it is since 2003.
+pub(crate) const IPVS_VERSION: &str = "1.2.1";
+
 const VERSION: &str = "ipvsadm v1.31 2019/12/24 (compiled with popt and IPVS v1.2.1)";
 const HELP: &str = include_str!("help.txt");
 

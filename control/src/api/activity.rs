@@ -58,6 +58,16 @@ pub struct ServiceActivity {
     pub rates: Rates,
 }
 
+/// What all services together have done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Statistics {
+    /// Their sums and averages, of services that are gone, too.
+    pub total: ServiceActivity,
+    /// The sums of each worker since the start: nothing zeroes them.
+    pub workers: Vec<Counters>,
+}
+
 /// What a real server has done and does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

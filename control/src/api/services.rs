@@ -26,6 +26,11 @@ impl Protocol {
             Protocol::Sctp => 132,
         }
     }
+
+    /// The protocol with this number in an IP header.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| known.number() == number)
+    }
 }
 
 impl fmt::Display for Protocol {

@@ -10,7 +10,7 @@ use super::report::Report;
 use super::services;
 use crate::api::{
     self, LocalActivity, Refusal, Request, Response, ServerActivity, ServerSpec, ServiceActivity, ServiceId,
-    ServiceSpec, Timeouts,
+    ServiceSpec, Statistics, Timeouts,
 };
 use crate::registry::{Apply, Features};
 use crate::settings::{Setting, Settings};
@@ -129,7 +129,8 @@ impl Plane {
     pub(super) fn look_after(&mut self, now: Tick) {
         let snapshot = self.config.load();
         if self.settings.get(Setting::RunEstimation) != 0 {
-            self.averages.update(snapshot.services.iter().map(|service| service.view()));
+            let total = self.destinations.counters().total();
+            self.averages.update(total, snapshot.services.iter().map(|service| service.view()));
         }
         self.report.load.sample();
         self.release_idle();
@@ -526,6 +527,12 @@ impl Apply for Plane {
         }
         if request == Request::GuardOff {
             return self.take_guard_down().map_err(|error| failed(&error)).into();
+        }
+        if request == Request::Statistics {
+            let counters = self.destinations.counters().total().into();
+            let total = ServiceActivity { counters, rates: self.averages.of_all() };
+            let workers = self.report.drops.iter().map(|worker| worker.traffic().into()).collect();
+            return Response::Statistics(Statistics { total, workers });
         }
         let guarded = self.guard.is_some();
         let servers = self.members.values().map(HashMap::len).sum();
