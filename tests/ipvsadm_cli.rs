@@ -247,7 +247,7 @@ fn listings_as_json_have_every_key() {
     let plane = NoPlane { features: Features::ALL, schedulers: vec!["sh".into()], engines: vec![] };
     let bench = Bench::new("json", plane);
     for line in [
-        "ipvsadm -A -t 10.0.0.1:80 -s sh -b sh-port -p 60 -M 255.255.255.0 --mss 1400 --refuse reset",
+        "ipvsadm -A -t 10.0.0.1:80 -s sh -b sh-port -p 60 -M 255.255.255.0 --mss 1400 --refuse reset --state-timeouts syn_recv=9,established=3600",
         "ipvsadm -a -t 10.0.0.1:80 -r 10.0.0.2:8080 -m -w 3 -x 20 -y 10",
         "ipvsadm -P -t 10.0.0.1:80 -z 10.0.0.9",
         "ipvsadm -A -f 7 -6 -s sh",
@@ -261,9 +261,9 @@ fn listings_as_json_have_every_key() {
             r#""active_connections":0,"inactive_connections":0,"persistent_connections":0,"counters":{zero},"rates":{zero},{address}"#
         )
     };
-    let terms = |mss: &str, refuse: &str| {
+    let terms = |mss: &str, refuse: &str, timeouts: &str| {
         let toa = r#"{"kind":254,"kind_ipv6":254,"on_syn":true}"#;
-        format!(r#""client_address":null,"toa":{toa},"mss":{mss},"refuse":"{refuse}""#)
+        format!(r#""client_address":null,"toa":{toa},"mss":{mss},"refuse":"{refuse}","timeouts":{timeouts}"#)
     };
     let expected = format!(
         r#"{{"services":[
@@ -277,9 +277,9 @@ fn listings_as_json_have_every_key() {
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":0,"method":"tunnel",
               "tunnel":{{"type":"gue","port":6080,"checksum":"full"}},"weight":1,"upper_threshold":0,
               "lower_threshold":0}}],"local_addresses":[]}}]}}"#,
-        terms("1400", "reset"),
+        terms("1400", "reset", r#"{"established":3600,"syn_recv":9}"#),
         server(r#""address":"10.0.0.2""#),
-        terms("null", "icmp"),
+        terms("null", "icmp", "{}"),
         server(r#""address":"10.0.0.2""#)
     );
     let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();

@@ -22,20 +22,25 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
 enum File {
     /// Virtual services and their real servers
-    IpVs,
+    #[value(name = "ip_vs")]
+    Services,
     /// Helpers for applications: none
-    IpVsApp,
+    #[value(name = "ip_vs_app")]
+    Helpers,
     /// Connections
-    IpVsConn,
+    #[value(name = "ip_vs_conn")]
+    Connections,
     /// Connections, and which of them another director told of
-    IpVsConnSync,
+    #[value(name = "ip_vs_conn_sync")]
+    Origins,
     /// Sums and rates of all services
-    IpVsStats,
+    #[value(name = "ip_vs_stats")]
+    Sums,
     /// The sums of each worker, in the place of processors
-    IpVsStatsPercpu,
+    #[value(name = "ip_vs_stats_percpu")]
+    SumsByWorker,
 }
 
 /// What the kernel counts a persistence timeout in: hundredths of a second, with 100 ticks a second.
@@ -49,7 +54,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("uvs proc: {error}");
+            tell!("uvs proc: {error}");
             ExitCode::from(CANNOT_BEGIN)
         }
     }
@@ -57,23 +62,23 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn text(client: &Client, file: File) -> Result<String, ClientError> {
     Ok(match file {
-        File::IpVs => services(&client.services(None)?),
-        File::IpVsApp => "prot port    usecnt name\n".to_owned(),
-        File::IpVsConn => {
+        File::Services => services(&client.services(None)?),
+        File::Helpers => "prot port    usecnt name\n".to_owned(),
+        File::Connections => {
             let mut text =
                 "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData\n"
                     .to_owned();
             client.connections(|entry| connection(&mut text, entry))?;
             text
         }
-        File::IpVsConnSync => {
+        File::Origins => {
             let mut text =
                 "Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Origin Expires\n".to_owned();
             client.connections(|entry| synchronised(&mut text, entry))?;
             text
         }
-        File::IpVsStats => stats(&statistics(client)?),
-        File::IpVsStatsPercpu => stats_by_worker(&statistics(client)?),
+        File::Sums => stats(&statistics(client)?),
+        File::SumsByWorker => stats_by_worker(&statistics(client)?),
     })
 }
 

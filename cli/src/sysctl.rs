@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         match one(&client, args, key) {
             Ok(text) => say(&text),
             Err(fault) => {
-                eprintln!("uvs sysctl: {fault}");
+                tell!("uvs sysctl: {fault}");
                 if !matches!(
                     fault,
                     Fault::Unknown(_) | Fault::Invalid(..) | Fault::Client(ClientError::Refused(_))

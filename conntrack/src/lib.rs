@@ -55,7 +55,7 @@ pub use storage::{Heap, Storage};
 pub use table::SharedTable;
 pub use table::{Table, TableError, TooManyHandles};
 pub use time::{MAX_TIMEOUT, TICKS_PER_SECOND, Tick};
-pub use timeouts::{NEW_CONNECTION_SECONDS, TEMPLATE_REARM_SECONDS, Timeouts};
+pub use timeouts::{NEW_CONNECTION_SECONDS, OwnTimeouts, TEMPLATE_REARM_SECONDS, Timeouts};
 pub use transition::{Load, Transition};
 
 /// A real server of a virtual service: its place in the table's destination directory, the same before and after a restart

@@ -49,6 +49,8 @@ pub mod flags {
     pub const TEMPLATE: u16 = 0x1000;
     /// Scheduled packet by packet.
     pub const ONE_PACKET: u16 = 0x2000;
+    /// Its service has timeouts of its own: a bit that IPVS does not use.
+    pub const OWN_TIMEOUTS: u16 = 0x4000;
 }
 
 const TIMEOUT: u64 = 0x00ff_ffff;

@@ -12,6 +12,7 @@ mod daemons;
 mod services;
 mod status;
 mod terms;
+mod timeouts;
 
 pub use activity::{
     Counters, LocalActivity, LocalEntry, Rates, ServerActivity, ServerEntry, ServiceActivity, ServiceEntry,
@@ -28,6 +29,7 @@ pub use status::{
     DeviceStatus, DropCount, EventCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus,
 };
 pub use terms::{AddressOption, ClientAddress, MSS, RefuseWith, Terms};
+pub use timeouts::StateTimeouts;
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

@@ -42,6 +42,7 @@ fn the_example_is_right_and_says_what_it_says() {
     let terms = service.terms;
     assert_eq!((terms.client_address, terms.toa), (Some(ClientAddress::Toa), AddressOption::default()));
     assert_eq!((terms.mss, terms.refuse), (Some(1400), RefuseWith::Reset));
+    assert_eq!(terms.timeouts.to_string(), "established=3600,syn_recv=10");
     assert!(options.services[3].0.one_packet);
 }
 
@@ -74,6 +75,13 @@ fn every_fault_is_told_with_its_place() {
         (
             &format!("{service}toa_kind = 8\n"),
             &["2:11: found TCP 192.0.2.1:80: TCP uses options of kind 8 for something else: use 254, or 200"],
+        ),
+        (
+            &format!("{service}timeouts = {{ established = 0, udb = 5 }}\n"),
+            &[
+                "3:28: found the number 0, expected a whole number from 1 to 2678400",
+                "3:31: found the unknown key `udb`, expected a known key: did you mean `udp`?",
+            ],
         ),
         (
             &format!("{service}protocol = \"udp\"\nmss = 1400\n"),
@@ -322,8 +330,11 @@ fn terms() -> impl Strategy<Value = Terms> {
     let ways = vec![ClientAddress::None, ClientAddress::Toa, ClientAddress::ProxyV1, ClientAddress::ProxyV2];
     let how = prop::option::of(prop::sample::select(ways));
     let refuse = prop::sample::select(vec![RefuseWith::Icmp, RefuseWith::Reset]);
-    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse).prop_map(
-        |(client_address, kind, kind_ipv6, on_syn, mss, refuse)| Terms {
+    let timeouts = prop::sample::select(vec!["", "established=9", "close=1,syn_recv=2678400"]);
+    let timeouts = timeouts.prop_map(|text| text.parse().unwrap_or_default());
+    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse, timeouts).prop_map(
+        |(client_address, kind, kind_ipv6, on_syn, mss, refuse, timeouts)| Terms {
+            timeouts,
             client_address,
             toa: AddressOption { kind, kind_ipv6, on_syn },
             mss,

@@ -2,6 +2,7 @@
 
 use crate::packet::proxy::Version;
 use std::net::IpAddr;
+use uvs_conntrack::OwnTimeouts;
 
 /// A real server's particulars. The default is a server that needs none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct Plan {
     pub tell: Tell,
     /// The longest TCP segment that either side may announce to take, in bytes; 0: whatever it says.
     pub segment_size: u16,
+    /// How long its connections live without a packet, where not as long as others.
+    pub timeouts: OwnTimeouts,
 }
 
 /// How a real server that sees a local address in place of a client's is told that (full NAT).

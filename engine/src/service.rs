@@ -23,7 +23,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use uvs_conntrack::{DestinationId, Identity, Tick};
+use uvs_conntrack::{DestinationId, Identity, OwnTimeouts, Tick};
 use uvs_schedulers::{Balancer, Request, Scheduler, Slot};
 
 /// What names a virtual service.
@@ -213,13 +213,15 @@ pub struct Terms {
     pub resets: bool,
     /// Whether each UDP datagram is scheduled for itself.
     pub one_packet: bool,
+    /// How long connections live without a packet, where not as long as others.
+    pub timeouts: OwnTimeouts,
 }
 
 impl Terms {
     /// The particulars of one of them.
     fn apply(self, plan: Plan) -> Plan {
-        let Terms { tell, segment_size, .. } = self;
-        Plan { tell, segment_size, ..plan }
+        let Terms { tell, segment_size, timeouts, .. } = self;
+        Plan { tell, segment_size, timeouts, ..plan }
     }
 }
 

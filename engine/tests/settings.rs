@@ -7,9 +7,11 @@ mod director;
 use director::report::{Report, quote_with};
 use director::*;
 use std::net::SocketAddr;
+use uvs_conntrack::OwnTimeouts;
 use uvs_conntrack::protocol::tcp::{Mode, State};
 use uvs_engine::counters::Event;
 use uvs_engine::forward::Method;
+use uvs_engine::service::Terms;
 use uvs_engine::snapshot::Reuse;
 use uvs_engine::steer::View;
 use uvs_engine::{Reason, Verdict};
@@ -31,7 +33,8 @@ fn state(director: &Director) -> &'static str {
 
 #[test]
 fn a_clients_new_connection_takes_the_place_of_one_that_is_over() {
-    let lives: [(Method, &[(bool, u8)], State, [bool; 3]); 4] = [
+    type Life<'a> = (Method, &'a [(bool, u8)], State, [bool; 3]);
+    let lives: [Life<'_>; 4] = [
         (
             Method::Nat,
             &[(true, SYN), (true, ACK), (true, FIN | ACK), (false, FIN | ACK)],
@@ -111,6 +114,37 @@ fn under_attack_the_real_server_has_to_speak_first() {
         director.snapshot.options.tcp_mode = Mode::Secure;
         director.run(CLIENTS, &Frame::from_client(&plan, TCP, SYN).bytes());
         assert_eq!(state(&director), "SYNACK", "of one that is seen one way only");
+    }
+}
+
+#[test]
+fn connections_live_as_long_as_their_service_says() {
+    for plan in plans() {
+        for method in [Method::Nat, Method::Direct, Method::FullNat] {
+            let (mut director, services) = Director::with_server(&plan, method);
+            let mut timeouts = OwnTimeouts::default();
+            for (state, seconds) in [("syn_recv", 5), ("established", 50), ("close", 2), ("udp", 9)] {
+                assert!(timeouts.set(state, seconds));
+            }
+            services.iter().for_each(|service| service.set_terms(Terms { timeouts, ..Terms::default() }));
+            let timeout = |director: &Director| {
+                let handle = director.table.handle().unwrap();
+                handle.connections_after(0).map(|(_, connection)| connection.meta().timeout()).next()
+            };
+            for (flags, seconds) in [(SYN, 5), (ACK, 50), (ACK, 50), (RST, 2)] {
+                let (verdict, _) = director.run(CLIENTS, &Frame::from_client(&plan, TCP, flags).bytes());
+                assert_eq!((verdict, timeout(&director)), (TO_SERVERS, Some(seconds)), "{method:?}");
+            }
+            director.wait(3);
+            assert_eq!(timeout(&director), None);
+            for _ in 0..2 {
+                director.run(CLIENTS, &Frame::from_client(&plan, UDP, 0).bytes());
+                assert_eq!(timeout(&director), Some(9));
+            }
+            services[1].set_terms(Terms::default());
+            director.run(CLIENTS, &Frame::from_client(&plan, UDP, 0).bytes());
+            assert_eq!(timeout(&director), Some(300), "as everybody's, from the next packet on");
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod local;
 mod matrix;
 mod methods;
 mod own;
+mod proc;
 mod proxy;
 mod raw;
 mod real_server;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ("local", local::TESTS),
         ("demo", demo::TESTS),
         ("settings", settings::TESTS),
+        ("proc", proc::TESTS),
         ("selftest", selftest::TESTS),
         ("uml", uml::TESTS),
         ("topologies", topologies::TESTS),

@@ -95,8 +95,11 @@ fn any_terms() -> impl Strategy<Value = Terms> {
     let ways = vec![ClientAddress::None, ClientAddress::Toa, ClientAddress::ProxyV1, ClientAddress::ProxyV2];
     let how = prop::option::of(prop::sample::select(ways));
     let refuse = prop::sample::select(vec![RefuseWith::Icmp, RefuseWith::Reset]);
-    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse).prop_map(
-        |(client_address, kind, kind_ipv6, on_syn, mss, refuse)| Terms {
+    let timeouts = prop::sample::select(vec!["", "established=9", "close=1,syn_recv=2678400"]);
+    let timeouts = timeouts.prop_map(|text| text.parse().unwrap_or_default());
+    (how, 200..=u8::MAX, 200..=u8::MAX, any::<bool>(), prop::option::of(MSS), refuse, timeouts).prop_map(
+        |(client_address, kind, kind_ipv6, on_syn, mss, refuse, timeouts)| Terms {
+            timeouts,
             client_address,
             toa: AddressOption { kind, kind_ipv6, on_syn },
             mss,

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use uvs_control::api::{
     AddressOption, ClientAddress, ConnectionEntry, Counters, Daemon, Family, LocalEntry, Method, Netmask,
-    Protocol, Rates, RefuseWith, ServerEntry, ServiceEntry, ServiceId, Timeouts, Tunnel, TunnelChecksum,
-    TunnelKind,
+    Protocol, Rates, RefuseWith, ServerEntry, ServiceEntry, ServiceId, StateTimeouts, Timeouts, Tunnel,
+    TunnelChecksum, TunnelKind,
 };
 
 #[derive(Serialize)]
@@ -29,6 +29,7 @@ struct Service<'a> {
     toa: AddressOption,
     mss: Option<u16>,
     refuse: RefuseWith,
+    timeouts: StateTimeouts,
     counters: Numbers,
     rates: Numbers,
     servers: Vec<Server>,
@@ -147,6 +148,7 @@ fn service(entry: &ServiceEntry) -> Service<'_> {
         client_address: spec.terms.client_address,
         toa: spec.terms.toa,
         mss: spec.terms.mss,
+        timeouts: spec.terms.timeouts,
         refuse: spec.terms.refuse,
         counters: entry.activity.counters.into(),
         rates: entry.activity.rates.into(),

@@ -69,6 +69,7 @@ impl Verb {
                     ToaNotOnSyn,
                     Mss,
                     Refuse,
+                    StateTimeouts,
                 ],
                 ..Rules::NONE
             },
@@ -176,10 +177,11 @@ pub(super) enum Opt {
     ToaNotOnSyn,
     Mss,
     Refuse,
+    StateTimeouts,
 }
 
 /// Every option with the name that messages give it, in checking order.
-const OPTIONS: [(Opt, &str); 42] = [
+const OPTIONS: [(Opt, &str); 43] = [
     (Opt::Numeric, "numeric"),
     (Opt::Connection, "connection"),
     (Opt::ServiceAddress, "service-address"),
@@ -222,6 +224,7 @@ const OPTIONS: [(Opt, &str); 42] = [
     (Opt::ToaNotOnSyn, "toa-not-on-syn"),
     (Opt::Mss, "mss"),
     (Opt::Refuse, "refuse"),
+    (Opt::StateTimeouts, "state-timeouts"),
 ];
 
 /// The options given so far.
@@ -314,7 +317,7 @@ pub(super) enum Value {
 pub(super) type SwitchRow = (Option<char>, &'static str, Value, Switch);
 
 /// Every switch.
-pub(super) const SWITCHES: [SwitchRow; 70] = {
+pub(super) const SWITCHES: [SwitchRow; 71] = {
     use self::Verb as V;
     use Switch::*;
     use Value::{Needed, None as Bare, Optional};
@@ -389,6 +392,7 @@ pub(super) const SWITCHES: [SwitchRow; 70] = {
         (None, "toa-not-on-syn", Bare, Plain(Opt::ToaNotOnSyn)),
         (None, "mss", Needed, Plain(Opt::Mss)),
         (None, "refuse", Needed, Plain(Opt::Refuse)),
+        (None, "state-timeouts", Needed, Plain(Opt::StateTimeouts)),
     ]
 };
 

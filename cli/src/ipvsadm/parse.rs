@@ -331,6 +331,10 @@ impl Draft {
                     _ => return complaint("illegal refusal specified"),
                 }
             }
+            Opt::StateTimeouts => match value.parse() {
+                Ok(timeouts) => self.terms.timeouts = timeouts,
+                Err(fault) => return complaint(format!("illegal state timeouts specified: {fault}")),
+            },
             Opt::TunPort => self.tunnel.port = short(value, 1, "tunnel port")?,
             Opt::TunCsum => self.tunnel.checksum = TunnelChecksum::Full,
             Opt::TunRemcsum => self.tunnel.checksum = TunnelChecksum::Remote,

@@ -92,6 +92,9 @@ fn save_terms(text: &mut String, terms: &Terms) {
     if terms.refuse == RefuseWith::Reset {
         text.push_str(" --refuse reset");
     }
+    if !terms.timeouts.0.is_empty() {
+        let _ = write!(text, " --state-timeouts {}", terms.timeouts);
+    }
 }
 
 fn server_line(

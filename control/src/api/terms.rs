@@ -1,6 +1,6 @@
 //! What uvs does for a virtual service beyond what IPVS can.
 
-use super::{Protocol, ServiceId, is_default};
+use super::{Protocol, ServiceId, StateTimeouts, is_default};
 use serde::{Deserialize, Serialize};
 
 /// Kinds that TCP has given to options of other meanings, and the last of those that every TCP knows.
@@ -25,6 +25,9 @@ pub struct Terms {
     /// What clients are answered when there is no real server for them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub refuse: RefuseWith,
+    /// How long connections live without a packet, where not as long as others.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub timeouts: StateTimeouts,
 }
 
 /// How a real server of full NAT learns its clients' addresses.
@@ -92,6 +95,9 @@ impl Terms {
             let (least, most) = (MSS.start(), MSS.end());
             return Some(format!("a maximum segment size has {least} to {most} bytes"));
         }
+        if self.timeouts.has_udp() && protocol.is_some_and(|protocol| protocol != Protocol::Udp) {
+            return Some("only a UDP service has a timeout of the state udp".into());
+        }
         if !other_than_tcp {
             return None;
         }
@@ -102,6 +108,7 @@ impl Terms {
             (self.client_address == Some(ClientAddress::Toa), "tells client addresses by a TCP option"),
             (self.mss.is_some(), "has a maximum segment size"),
             (self.refuse == RefuseWith::Reset, "resets connections"),
+            (self.timeouts.has_tcp(), "has timeouts of TCP's states"),
         ];
         let (_, what) = faults.into_iter().find(|(wanted, _)| *wanted)?;
         Some(format!("only a TCP service {what}"))

@@ -1,8 +1,9 @@
 //! What uvs does for a service beyond what IPVS can, in a configuration file.
 
 use super::reader::Section;
-use crate::api::{AddressOption, ClientAddress, MSS, RefuseWith, Terms};
+use crate::api::{AddressOption, ClientAddress, MSS, RefuseWith, StateTimeouts, Terms};
 use std::fmt::Write;
+use uvs_conntrack::{MAX_TIMEOUT, OwnTimeouts};
 
 const CLIENT_ADDRESS: [(&str, ClientAddress); 4] = [
     ("toa", ClientAddress::Toa),
@@ -29,13 +30,25 @@ pub(super) fn read(section: &Section<'_, '_>) -> Terms {
         },
         mss: mss.and_then(|found| u16::try_from(found.value).ok()),
         refuse: section.one_of("refuse", &REFUSE).unwrap_or_default(),
+        timeouts: section.table("timeouts").map(timeouts).unwrap_or_default(),
     }
+}
+
+fn timeouts(section: Section<'_, '_>) -> StateTimeouts {
+    let mut timeouts = StateTimeouts::default();
+    for state in OwnTimeouts::NAMES {
+        if let Some(found) = section.number(state, 1..=MAX_TIMEOUT) {
+            timeouts.0.set(state, found.value);
+        }
+    }
+    section.finish();
+    timeouts
 }
 
 /// Writes those that are not as they would be anyway.
 pub(super) fn render(text: &mut String, terms: &Terms) {
     let usual = AddressOption::default();
-    let Terms { client_address, toa, mss, refuse } = terms;
+    let Terms { client_address, toa, mss, refuse, timeouts } = terms;
     for (word, _) in CLIENT_ADDRESS.iter().filter(|(_, how)| Some(*how) == *client_address) {
         let _ = writeln!(text, "client_address = \"{word}\"");
     }
@@ -54,5 +67,9 @@ pub(super) fn render(text: &mut String, terms: &Terms) {
     }
     if *refuse == RefuseWith::Reset {
         text.push_str("refuse = \"reset\"\n");
+    }
+    if !timeouts.0.is_empty() {
+        let items = timeouts.0.iter().map(|(state, seconds)| format!("{state} = {seconds}"));
+        let _ = writeln!(text, "timeouts = {{ {} }}", items.collect::<Vec<_>>().join(", "));
     }
 }

@@ -157,6 +157,11 @@ fn pages(meminfo: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
+    use uvs_conntrack::{
+        DestinationId, Direction, Flow, Limits, NewConnection, Sequence, SharedTable, TICKS_PER_SECOND, flags,
+    };
+    use uvs_engine::counters::Counters;
 
     const MODES: [Setting; 3] = [Setting::DropEntry, Setting::DropPacket, Setting::SecureTcp];
 
@@ -186,6 +191,80 @@ mod tests {
             assert_eq!(defence.tcp_mode == tcp::Mode::Secure, works, "mode {mode}, {free} free");
             assert_eq!(defence.drop_rate, rate, "mode {mode}, {free} free");
         }
+    }
+
+    /// What becomes of connections in one round through the table: by protocol, state, flags, packets from the client, seconds
+    /// since the last one.
+    #[test]
+    fn half_open_and_little_used_connections_go() {
+        const ES: u8 = tcp::State::Established as u8;
+        let begin = Tick(5000);
+        let now = begin.plus_seconds(1000);
+        let cases = [
+            ("half open", protocol::TCP, tcp::State::SynRecv as u8, 0, 1, 0, true),
+            ("half open, under attack", protocol::TCP, tcp::State::SynAck as u8, 0, 1, 0, true),
+            ("of which only one way is seen", protocol::TCP, tcp::State::SynSent as u8, 0, 1, 900, false),
+            ("ending", protocol::TCP, tcp::State::CloseWait as u8, 0, 1, 900, false),
+            ("without a packet", protocol::TCP, ES, 0, 0, 900, false),
+            ("the first of two packets", protocol::TCP, ES, 0, 2, 900, true),
+            ("the second of two packets", protocol::TCP, ES, 0, 2, 900, false),
+            ("the third of two packets", protocol::TCP, ES, 0, 2, 60, true),
+            ("of eight packets", protocol::TCP, ES, 0, 8, 60, true),
+            ("of nine", protocol::TCP, ES, 0, 9, 900, false),
+            ("in use", protocol::TCP, ES, 0, 1, 59, false),
+            ("a datagram", protocol::UDP, 0, 0, 1, 60, true),
+            ("a datagram of just now", protocol::UDP, 0, 0, 1, 1, false),
+            ("a template", protocol::TCP, 0, flags::TEMPLATE, 0, 0, true),
+            (
+                "an assured template",
+                protocol::TCP,
+                protocol::TEMPLATE_ASSURED,
+                flags::TEMPLATE,
+                0,
+                900,
+                false,
+            ),
+        ];
+        let limits = Limits { connections4: 100, connections6: 8, destinations: 8, first_buckets: 4 };
+        let table = SharedTable::create(limits).unwrap();
+        let destinations = Destinations::new(table.clone(), Counters::new(8));
+        let mut handle = table.handle().unwrap();
+        for (number, (_, protocol, state, flags, packets, idle, _)) in (1000..).zip(cases) {
+            let client = SocketAddr::from(([10, 0, 0, 2], number));
+            let service = SocketAddr::from(([10, 0, 0, 1], 80));
+            let connection = NewConnection {
+                client: Flow::new(client, service, protocol),
+                real: Flow::new(SocketAddr::from(([10, 0, 1, 1], 80)), client, protocol),
+                index_reply: false,
+                exclusive_reply: false,
+                destination: DestinationId::NONE,
+                flags,
+                state,
+                timeout_seconds: 3600,
+                template: None,
+                fwmark: 0,
+                sequence: Sequence::default(),
+            };
+            let seen = Tick(now.0 - idle * TICKS_PER_SECOND);
+            let id = handle.insert(&connection, seen).unwrap().id;
+            let connection = handle.connection(id).unwrap();
+            (0..packets).for_each(|_| connection.touch(Direction::In, seen));
+        }
+        let left = |handle: &SharedHandle| -> Vec<u16> {
+            let all = handle.connections_after(0);
+            all.map(|(_, connection)| connection.client().source().port() - 1000).collect()
+        };
+        let mut defence = Defence::default();
+        defence.drop_entries(&mut handle, &destinations, now);
+        assert_eq!(left(&handle).len(), cases.len(), "at rest");
+        defence.drops_entries = true;
+        // A thirty-second part of so few connections is one.
+        (0..cases.len()).for_each(|_| defence.drop_entries(&mut handle, &destinations, now));
+        let mut left = left(&handle);
+        left.sort_unstable();
+        let expected = (0..).zip(cases).filter(|(_, (.., goes))| !goes).map(|(number, _)| number);
+        let names: Vec<_> = left.iter().map(|number| cases[usize::from(*number)].0).collect();
+        assert_eq!(left, expected.collect::<Vec<_>>(), "{names:?} are left");
     }
 
     #[test]

@@ -212,6 +212,26 @@ mod tests {
         assert_eq!(seen, [(25, 250), (44, 437), (58, 578), (68, 684), (76, 763), (82, 822)]);
     }
 
+    /// Sums of a moment, and what `ipvsadm --rate` and `/proc/net/ip_vs_stats` of Linux 6.1 said four periods later.
+    #[test]
+    fn a_burst_decays_as_in_the_kernel() {
+        for (connections, in_packets, in_bytes, rates) in [
+            (40, 56, 2240, (2, 3, 118)),
+            (9, 17, 680, (0, 1, 36)),
+            (8, 16, 640, (0, 1, 34)),
+            (6, 6, 240, (0, 0, 13)),
+            (3, 3, 96, (0, 0, 5)),
+            (2, 2, 64, (0, 0, 3)),
+            (4, 8, 320, (0, 0, 17)),
+        ] {
+            let mut estimator = Estimator::default();
+            let sums = Counters { connections, in_packets, in_bytes, ..Counters::default() };
+            (0..4).for_each(|_| estimator.update(&sums));
+            let Rates { connections, in_packets, in_bytes, .. } = estimator.rates();
+            assert_eq!((connections, in_packets, in_bytes), rates, "{sums:?}");
+        }
+    }
+
     #[test]
     fn what_stops_decays_to_nothing() {
         let mut estimator = Estimator::default();

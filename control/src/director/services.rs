@@ -29,6 +29,7 @@ pub(super) fn terms(spec: &ServiceSpec) -> Terms {
         segment_size: terms.mss.unwrap_or(0),
         resets: terms.refuse == RefuseWith::Reset,
         one_packet: spec.one_packet,
+        timeouts: terms.timeouts.0,
     }
 }
 

@@ -125,7 +125,8 @@ impl Tracker {
         let may_be_service = method != forward::OWN;
         let locals = source(view, server, shown.ip(), service.ip(), may_be_service);
         let locals = locals.ok_or(Reason::NoLocalAddress)?;
-        let Beginning { state, timeout, flags } = state::beginning(parsed, method, view.snapshot);
+        let Beginning { state, timeout, flags } =
+            state::beginning(parsed, method, view.snapshot, &chosen.plan.timeouts);
         *connection = NewConnection {
             real: Flow::new(shown, parsed.flow.source(), parsed.flow.protocol()),
             index_reply: true,

@@ -285,7 +285,7 @@ fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen<'_>) -> NewC
     let port = if chosen.address.port() == 0 { service.port() } else { chosen.address.port() };
     let server = SocketAddr::new(chosen.address.ip(), port);
     let Beginning { state, timeout, flags } =
-        state::beginning(parsed, chosen.method.connection_flags(), view.snapshot);
+        state::beginning(parsed, chosen.method.connection_flags(), view.snapshot, &chosen.plan.timeouts);
     NewConnection {
         client: parsed.flow,
         real: Flow::new(server, client, parsed.flow.protocol()),

@@ -3,7 +3,7 @@
 use super::parse::{Kind, Parsed};
 use crate::snapshot::{ForwardOptions, Reuse, Snapshot};
 use uvs_conntrack::protocol::{self, tcp, udp};
-use uvs_conntrack::{Connection, Meta, NEW_CONNECTION_SECONDS, flags};
+use uvs_conntrack::{Connection, Meta, NEW_CONNECTION_SECONDS, OwnTimeouts, Timeouts, flags};
 
 /// Whether the client opens a new connection from the port of this one, which is over (`is_new_conn_expected`).
 #[inline]
@@ -50,8 +50,20 @@ pub(super) struct Beginning {
 
 /// A connection that has no state, with `method_flags`, after its first packet. An ICMP error gives it none, and it ends soon if
 /// no packet comes.
-pub(super) fn beginning(parsed: &Parsed, method_flags: u16, snapshot: &Snapshot) -> Beginning {
-    let timeouts = &snapshot.timeouts;
+pub(super) fn beginning(
+    parsed: &Parsed,
+    method_flags: u16,
+    snapshot: &Snapshot,
+    own: &OwnTimeouts,
+) -> Beginning {
+    if own.is_empty() {
+        return beginning_with(parsed, method_flags, snapshot.options.tcp_mode, &snapshot.timeouts);
+    }
+    let timeouts = snapshot.timeouts.with(own);
+    beginning_with(parsed, method_flags | flags::OWN_TIMEOUTS, snapshot.options.tcp_mode, &timeouts)
+}
+
+fn beginning_with(parsed: &Parsed, method_flags: u16, mode: tcp::Mode, timeouts: &Timeouts) -> Beginning {
     if parsed.kind == Kind::Error {
         let flags = method_flags | flags::INACTIVE;
         return Beginning { state: tcp::State::None as u8, timeout: NEW_CONNECTION_SECONDS, flags };
@@ -66,7 +78,7 @@ pub(super) fn beginning(parsed: &Parsed, method_flags: u16, snapshot: &Snapshot)
     let one_way = method_flags & flags::NO_OUTPUT != 0;
     let view = if one_way { tcp::View::InOnly } else { tcp::View::In };
     let event = tcp::Event::of(parsed.tcp_flags);
-    let state = tcp::next(snapshot.options.tcp_mode, view, event, tcp::State::None);
+    let state = tcp::next(mode, view, event, tcp::State::None);
     let inactive = if state.is_active() { 0 } else { flags::INACTIVE };
     Beginning { state: state as u8, timeout: timeouts.tcp(state), flags: method_flags | inactive }
 }

@@ -16,7 +16,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use uvs_conntrack::protocol::{self, tcp};
 use uvs_conntrack::{
-    Candidate, ConnId, DestinationId, Direction, Flow, Found, Hit, Load, SharedHandle, Tick, flags,
+    Candidate, ConnId, Connection, DestinationId, Direction, Flow, Found, Hit, Load, SharedHandle, Tick,
+    Timeouts, flags,
 };
 
 /// What a pipeline changes as packets pass: the connection table, the counters.
@@ -294,17 +295,31 @@ impl Tracker {
                 self.clamp(packet, parsed, connection.destination());
             }
             let (event, mode) = (tcp::Event::of(parsed.tcp_flags), view.snapshot.options.tcp_mode);
-            self.handle.tcp(id, direction, event, mode, timeouts, view.now)
-        } else if meta.has(flags::ONE_PACKET) {
-            // It was kept for the fragments of its datagram, and no longer.
-            self.spent.set(Some(id));
-            return;
+            if meta.has(flags::OWN_TIMEOUTS) {
+                let timeouts = self.own_timeouts(timeouts, &connection);
+                self.handle.tcp(id, direction, event, mode, &timeouts, view.now)
+            } else {
+                self.handle.tcp(id, direction, event, mode, timeouts, view.now)
+            }
+        } else if meta.flags() & (flags::ONE_PACKET | flags::OWN_TIMEOUTS) != 0 {
+            if meta.has(flags::ONE_PACKET) {
+                // It was kept for the fragments of its datagram, and no longer.
+                self.spent.set(Some(id));
+                return;
+            }
+            self.handle.udp(id, direction, &self.own_timeouts(timeouts, &connection), view.now)
         } else {
             self.handle.udp(id, direction, timeouts, view.now)
         };
         if transition.load != Load::Same {
             self.destinations.moved(connection.destination(), transition.load == Load::BecameActive);
         }
+    }
+
+    /// The timeouts of a service that has some of its own.
+    #[cold]
+    fn own_timeouts(&self, timeouts: &Timeouts, connection: &Connection<'_>) -> Timeouts {
+        timeouts.with(&self.destinations.plan(connection.destination()).timeouts)
     }
 
     /// A SYN: neither side announces longer segments than the service allows.

@@ -5,7 +5,7 @@ use crate::director::ways::{WAYS, Way};
 use crate::director::*;
 use std::net::SocketAddr;
 use uvs_conntrack::protocol::tcp::Mode;
-use uvs_conntrack::{Limits, SharedTable};
+use uvs_conntrack::{Limits, OwnTimeouts, SharedTable};
 use uvs_engine::plan::Tell;
 use uvs_engine::service::{Ports, Terms};
 use uvs_engine::snapshot::{OnRemove, Port};
@@ -46,6 +46,7 @@ pub fn director(input: &mut Input<'_>) -> Director {
             segment_size: [0, 1200, 100, 1460][usize::from(terms & 3)],
             resets: terms >> 2 & 1 == 1,
             one_packet: terms >> 3 & 1 == 1,
+            timeouts: OwnTimeouts::default(),
         };
         let services = director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
         services.iter().for_each(|service| service.set_terms(terms));
