@@ -36,13 +36,13 @@ pub enum Method {
 }
 
 /// IPVS's number of masquerading among a connection's flags.
-const MASQUERADE: u16 = 0;
+pub(crate) const MASQUERADE: u16 = 0;
 /// IPVS's number of tunnelling.
 const TUNNEL: u16 = 2;
 /// IPVS's number of direct routing.
 const DIRECT_ROUTE: u16 = 3;
 /// The number of full NAT in the patch that brought it to IPVS.
-const FULL_NAT: u16 = 5;
+pub(crate) const FULL_NAT: u16 = 5;
 
 /// Our number, free in IPVS's mask, of the connections of this host's own sockets to real servers by direct routing and
 /// tunnels: these see the service's address as they do for others, and a local one of ours in place of the client's.

@@ -2,13 +2,13 @@
 //! whose next hop is known, and that fit.
 
 use super::View;
-use super::egress::Way;
+use super::egress::{Passage, Way};
 use super::parse::Parsed;
 use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::nat::Family;
-use crate::forward::{self, Method, direct, fullnat, partial, tunnel};
+use crate::forward::{self, FULL_NAT, MASQUERADE, Method, direct, fullnat, partial, tunnel};
 use crate::nexthop::HopWord;
 use crate::packet::ethernet::Ethernet;
 use crate::packet::protocol;
@@ -41,17 +41,47 @@ impl Tracker {
         if !is_easy(parsed, egress) {
             return false;
         }
-        if Method::of_flags(meta.flags()) != Some(Method::Nat) || parsed.is_tagged() {
-            return self.detour::<F>(view, packet, parsed, found.hit(), (hop, egress), verdict);
+        let passage = Passage { parsed, found: &found, hop, egress };
+        match meta.flags() & (flags::FORWARD_MASK | flags::TELL) {
+            _ if parsed.is_tagged() => {
+                self.detour::<F>(view, packet, parsed, found.hit(), (hop, egress), verdict)
+            }
+            MASQUERADE => self.translated::<F, false>(view, packet, flow, &passage, verdict),
+            FULL_NAT => self.translated::<F, true>(view, packet, flow, &passage, verdict),
+            _ => self.detour::<F>(view, packet, parsed, found.hit(), (hop, egress), verdict),
         }
-        let Some(to) = flow.opposite(found) else { return false };
+    }
+
+    /// The same of an untagged frame by masquerading or, with nothing to tell, by full NAT.
+    #[inline(always)]
+    fn translated<F: Family, const FULL: bool>(
+        &self,
+        view: &View<'_>,
+        packet: &mut Packet<'_>,
+        flow: &F,
+        passage: &Passage<'_>,
+        verdict: &mut Verdict,
+    ) -> bool {
+        let Passage { parsed, found, hop, egress } = *passage;
+        let Found { connection, meta, direction } = *found;
+        let Some(to) = flow.opposite(*found) else { return false };
         connection.touch(direction, view.now);
-        self.count_packet(destination, direction, parsed);
+        self.count_packet(connection.destination(), direction, parsed);
         let frame = packet.frame_mut();
         if let Ok(mut ethernet) = Ethernet::parse_mut(frame) {
             ethernet.set_addresses(hop.mac(), egress.mac);
         }
-        if flow.rewrite(frame, parsed, &to) {
+        let unfinished = flow.rewrite(frame, parsed, &to);
+        if FULL && meta.protocol() == protocol::TCP {
+            let delta = connection.sequence().delta;
+            if let Err(reason) =
+                fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta))
+            {
+                *verdict = Verdict::Drop(reason);
+                return true;
+            }
+        }
+        if unfinished {
             partial::finish(packet, parsed, &to.into());
             self.counters.count(Event::ChecksumCompleted, 1);
         }
