@@ -30,7 +30,7 @@ fn translate_of(
     flow: &impl Family,
     found: &Found<'_>,
 ) -> Result<bool, Reason> {
-    let to = flow.opposite(*found).ok_or(Reason::DestinationGone)?;
+    let to = flow.opposite(found).ok_or(Reason::DestinationGone)?;
     let unfinished = flow.rewrite(packet.frame_mut(), parsed, &to);
     if unfinished {
         partial::finish(packet, parsed, &to.into());
@@ -44,7 +44,7 @@ pub(crate) trait Family: Sized + Into<Flow> {
     fn of(flow: &Flow) -> Option<&Self>;
 
     /// The flow that its connection's other side has the packet in. None: that is of the other version.
-    fn opposite(&self, found: Found<'_>) -> Option<Self>;
+    fn opposite(&self, found: &Found<'_>) -> Option<Self>;
 
     /// Makes the headers of a packet's first part those of the flow `to`, one hop older. Returns whether its checksum is unfinished.
     fn rewrite(&self, frame: &mut [u8], parsed: &Parsed, to: &Self) -> bool;
@@ -57,7 +57,7 @@ impl Family for Flow4 {
     }
 
     #[inline(always)]
-    fn opposite(&self, found: Found<'_>) -> Option<Self> {
+    fn opposite(&self, found: &Found<'_>) -> Option<Self> {
         found.connection.flow4(found.meta, found.direction.reversed()).map(Flow4::reversed)
     }
 
@@ -74,7 +74,7 @@ impl Family for Flow6 {
     }
 
     #[inline(always)]
-    fn opposite(&self, found: Found<'_>) -> Option<Self> {
+    fn opposite(&self, found: &Found<'_>) -> Option<Self> {
         found.connection.flow6(found.meta, found.direction.reversed()).map(Flow6::reversed)
     }
 

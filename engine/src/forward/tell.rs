@@ -18,7 +18,7 @@ use crate::packet::ipv6::Ipv6;
 use crate::packet::proxy::Version;
 use crate::packet::tcp::{self, Tcp, flag};
 use crate::packet::{protocol, tcp_options};
-use crate::pipeline::{Kind, Parsed, Passage};
+use crate::pipeline::{Kind, PLAIN_TRANSPORT4, PLAIN_TRANSPORT6, Parsed, Passage};
 use crate::plan::{AddressOption, Tell};
 use crate::service::Destinations;
 use crate::verdict::Reason;
@@ -118,8 +118,9 @@ fn option(
     let tcp_flags = parsed.tcp_flags;
     match direction {
         Direction::In => {
-            let plan = telling.destinations.plan(connection.destination());
-            let Tell::Option(how) = plan.tell else { return Ok(()) };
+            let Some(how) = telling.destinations.address_option(connection.destination()) else {
+                return Ok(());
+            };
             let client = connection.client();
             forget_option(packet, parsed, &how)?;
             let wanted = match tcp_flags & (flag::SYN | flag::RST | flag::ACK) {
@@ -186,6 +187,84 @@ fn forget_option(packet: &mut Packet<'_>, parsed: &Parsed, how: &AddressOption) 
     }
     Tcp::parse_mut(packet.frame_mut(), parsed.transport())?.adjust(delta);
     Ok(())
+}
+
+/// What an option added before its packet was addressed changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Told {
+    /// Bytes that the packet is longer.
+    pub(crate) longer: u16,
+    /// What the checksum has still to account for.
+    delta: Delta,
+}
+
+impl Told {
+    /// Brings the checksum up to date. `frame` is the packet's first part.
+    #[inline]
+    pub(crate) fn account(self, frame: &mut [u8], parsed: &Parsed) -> Result<(), Reason> {
+        if self.longer > 0 {
+            Tcp::parse_mut(frame, parsed.transport())?.adjust(self.delta);
+        }
+        Ok(())
+    }
+}
+
+/// Tells by a segment of the client's that has no options, whose link takes it with one, and that is still as it came. Nothing in it
+/// moves behind its TCP header. None, and nothing changed: it is not that simple.
+#[inline]
+pub(crate) fn add_option(packet: &mut Packet<'_>, parsed: &Parsed, how: AddressOption) -> Option<Told> {
+    let tcp = Tcp::parse(packet.frame(), parsed.transport(), parsed.transport_len()).ok()?;
+    if parsed.tcp_flags & (flag::SYN | flag::RST | flag::ACK) != flag::ACK
+        || tcp.header_len() > tcp::HEADER_LEN
+    {
+        return None;
+    }
+    match &parsed.flow {
+        Flow::V4(flow) if parsed.is_plain4() => {
+            const HEAD: usize = PLAIN_TRANSPORT4 + tcp::HEADER_LEN;
+            let ([high, low, ..], [a, b, c, d, ..]) =
+                (flow.ports.to_ne_bytes(), flow.addresses.to_ne_bytes());
+            prepend::<HEAD, 8>(packet, parsed, [how.kind, 8, high, low, a, b, c, d])
+        }
+        Flow::V6(flow) if parsed.is_plain6() => {
+            const HEAD: usize = PLAIN_TRANSPORT6 + tcp::HEADER_LEN;
+            let [high, low, ..] = flow.ports.to_ne_bytes();
+            let mut option = [0; 20];
+            option[..4].copy_from_slice(&[how.kind_ipv6, 20, high, low]);
+            option[4..12].copy_from_slice(&flow.addresses[0].to_ne_bytes());
+            option[12..].copy_from_slice(&flow.addresses[1].to_ne_bytes());
+            prepend::<HEAD, 20>(packet, parsed, option)
+        }
+        _ => None,
+    }
+}
+
+/// Puts the option behind the first `HEAD` bytes of a frame, which is where its options begin.
+#[inline]
+fn prepend<const HEAD: usize, const LEN: usize>(
+    packet: &mut Packet<'_>,
+    parsed: &Parsed,
+    option: [u8; LEN],
+) -> Option<Told> {
+    let longer = u16::try_from(LEN).ok()?;
+    if !packet.grow_front(LEN) {
+        return None;
+    }
+    let frame = packet.frame_mut();
+    // Moved before anything is written to it: a copy would wait for the writes.
+    let head: [u8; HEAD] = *frame.get(LEN..)?.first_chunk()?;
+    *frame.first_chunk_mut()? = head;
+    *frame.get_mut(HEAD..)?.first_chunk_mut()? = option;
+    let network = parsed.network();
+    let lengthened_whole = match parsed.flow {
+        Flow::V4(_) => Ipv4::parse_mut(frame, network).ok()?.lengthen(LEN),
+        Flow::V6(_) => Ipv6::parse_mut(frame, network).ok()?.lengthen(LEN),
+    };
+    debug_assert!(lengthened_whole, "what a link takes has a length");
+    let delta = Tcp::parse_mut(frame, parsed.transport()).ok()?.set_header_len(tcp::HEADER_LEN + LEN);
+    let (words, _) = option.as_chunks::<4>();
+    let delta = words.iter().fold(delta, |delta, word| delta.word32(0, u32::from_ne_bytes(*word)));
+    Some(Told { longer, delta: delta.plus(lengthened(parsed.transport_len(), LEN)) })
 }
 
 /// The option that tells a client's port and address (the patch's `struct toa_data`).

@@ -54,9 +54,12 @@ impl Tunnel {
 
 #[inline]
 fn limit(overhead: usize, outer_v4: bool, mtu: u32) -> Result<u32, Reason> {
-    let least = if outer_v4 { LEAST_MTU_V4 } else { LEAST_MTU_V6 };
     let overhead = u32::try_from(overhead).unwrap_or(u32::MAX);
-    mtu.checked_sub(overhead).filter(|limit| *limit >= least).ok_or(Reason::TunnelMtu)
+    mtu.checked_sub(overhead).filter(|limit| *limit >= least_mtu(outer_v4)).ok_or(Reason::TunnelMtu)
+}
+
+fn least_mtu(v4: bool) -> u32 {
+    if v4 { LEAST_MTU_V4 } else { LEAST_MTU_V6 }
 }
 
 /// Both ends of a tunnel.
@@ -80,6 +83,10 @@ impl Ends {
         matches!(self, Ends::V4(..))
     }
 
+    fn ethertype(self) -> u16 {
+        if self.is_v4() { ethernet::IPV4 } else { ethernet::IPV6 }
+    }
+
     fn pseudo(self, protocol: u8, length: u16) -> Sum {
         match self {
             Ends::V4(from, to) => Sum::pseudo4_of(from, to, protocol, length),
@@ -89,7 +96,7 @@ impl Ends {
 }
 
 /// What of the outer headers differs from packet to packet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Marks {
     /// The flow's hash: GUE's source port spreads flows over paths and queues.
     pub(crate) hash: u64,
@@ -102,19 +109,24 @@ pub(crate) struct Marks {
 pub(crate) struct Envelope {
     tunnel: Tunnel,
     ends: Ends,
-    /// Bytes of `headers` that are used, the last ones.
+    /// Bytes that are put before a packet.
     overhead: usize,
-    headers: [u8; MOST_OVERHEAD],
+    /// The shortest MTU in bytes of a link that takes it.
+    least_mtu: u32,
+    /// The last `overhead` bytes, and before them an untagged link-layer header without addresses.
+    headers: [u8; WRAPPING],
     /// The sum of the outer IPv4 header as it stands there.
     sum: Sum,
 }
+
+const WRAPPING: usize = ethernet::HEADER_LEN + MOST_OVERHEAD;
 
 impl Envelope {
     /// For packets of one IP version.
     pub(crate) fn new(tunnel: Tunnel, ends: Ends, inner_v4: bool) -> Result<Self, Reason> {
         let overhead = tunnel.overhead(ends.is_v4());
-        let mut headers = [0; MOST_OVERHEAD];
-        let ip = MOST_OVERHEAD - overhead;
+        let mut headers = [0; WRAPPING];
+        let ip = WRAPPING - overhead;
         let (inner, ethertype) =
             if inner_v4 { (protocol::IPV4, ethernet::IPV4) } else { (protocol::IPV6, ethernet::IPV6) };
         let outer = tunnel.protocol(inner);
@@ -138,7 +150,9 @@ impl Envelope {
                 gre::emit(&mut headers, transport, ethertype, tunnel.checksum != TunnelChecksum::None)?;
             }
         }
-        Ok(Envelope { tunnel, ends, overhead, headers, sum })
+        headers[ip - 2..ip].copy_from_slice(&ends.ethertype().to_be_bytes());
+        let least_mtu = least_mtu(ends.is_v4()) + u32::try_from(overhead).unwrap_or(0);
+        Ok(Envelope { tunnel, ends, overhead, least_mtu, headers, sum })
     }
 
     /// The real server.
@@ -159,6 +173,12 @@ impl Envelope {
         limit(self.overhead, self.ends.is_v4(), mtu)
     }
 
+    /// Whether a link of `mtu` takes it around a packet that leaves room for any.
+    #[inline]
+    pub(crate) fn fits(&self, mtu: u32) -> bool {
+        mtu >= self.least_mtu
+    }
+
     /// Whether the packets of this flow are for the real server's own address: wrapped, they would come back.
     #[inline]
     pub(crate) fn loops(&self, flow: &Flow) -> bool {
@@ -171,13 +191,14 @@ impl Envelope {
 }
 
 /// Wraps a packet that is one hop older than `parsed` says and whose checksums are complete. Tags stay where they were, before
-/// the outer header.
+/// the outer header; the link-layer addresses are for whoever sends it to write. `marks` is asked where they are needed.
+#[inline(always)]
 pub(crate) fn encapsulate(
     packet: &mut Packet<'_>,
     parsed: &Parsed,
     envelope: &Envelope,
     options: &ForwardOptions,
-    marks: Marks,
+    marks: impl FnOnce() -> Marks,
 ) -> Result<(), Reason> {
     let Envelope { tunnel, ends, overhead, .. } = envelope;
     let inner = Inner::read(packet.frame(), parsed)?;
@@ -194,13 +215,11 @@ pub(crate) fn encapsulate(
     let network = parsed.network();
     let ip = spare + network;
     let frame = packet.frame_mut();
-    let link = Link::take(frame, network)?;
-    frame
-        .get_mut(network..)
-        .and_then(<[u8]>::first_chunk_mut::<MOST_OVERHEAD>)
-        .ok_or(Reason::Truncated)?
-        .copy_from_slice(&envelope.headers);
-    link.put(frame, spare, if ends.is_v4() { ethernet::IPV4 } else { ethernet::IPV6 })?;
+    if parsed.is_tagged() {
+        tagged(frame, network, envelope)?;
+    } else {
+        *frame.first_chunk_mut().ok_or(Reason::Truncated)? = envelope.headers;
+    }
 
     let dscp = inner.traffic_class & !CE;
     let ecn = match inner.traffic_class & CE {
@@ -210,8 +229,10 @@ pub(crate) fn encapsulate(
     };
     let tos = dscp | ecn;
     let hops_left = parsed.hops_left - 1;
+    let dont_fragment = inner.dont_fragment && options.pmtu_disc;
+    let marked = tunnel.kind == TunnelKind::Gue || (ends.is_v4() && !dont_fragment);
+    let marks = if marked { marks() } else { Marks::default() };
     let (transport, payload) = if ends.is_v4() {
-        let dont_fragment = inner.dont_fragment && options.pmtu_disc;
         let id = if dont_fragment { 0 } else { marks.id };
         let of_packet = ipv4::OfPacket { tos, length, id, dont_fragment, ttl: hops_left };
         Ipv4::parse_mut(frame, ip)?.complete(envelope.sum, &of_packet);
@@ -223,12 +244,28 @@ pub(crate) fn encapsulate(
         header.set_hop_limit(hops_left);
         (ip + ipv6::HEADER_LEN, length - HEADER_LEN_V6)
     };
+    if tunnel.kind == TunnelKind::Gue || tunnel.checksum != TunnelChecksum::None {
+        protect(packet, envelope, (transport, payload), marks.hash)?;
+    }
+    let _there_are_so_many = packet.shrink_front(spare);
+    Ok(())
+}
+
+/// Completes what is between the outer IP header and the packet: `payload` bytes at `transport`, header and packet together.
+fn protect(
+    packet: &mut Packet<'_>,
+    envelope: &Envelope,
+    (transport, payload): (usize, u16),
+    hash: u64,
+) -> Result<(), Reason> {
+    let Envelope { tunnel, ends, .. } = envelope;
     // Remote checksum offload saves work only where the inner checksum is left to be done, and here it is done.
     let checksum = tunnel.checksum != TunnelChecksum::None;
     match tunnel.kind {
         TunnelKind::Ipip => {}
         TunnelKind::Gue => {
-            Udp::parse_mut(frame, transport)?.emit(source_port(marks.hash), tunnel.port, payload);
+            let header = Udp::parse_mut(packet.frame_mut(), transport);
+            header?.emit(source_port(hash), tunnel.port, payload);
             if checksum {
                 let sum = ends.pseudo(protocol::UDP, payload).plus(sum(packet, transport, payload));
                 Udp::parse_mut(packet.frame_mut(), transport)?.set_checksum(sum.checksum());
@@ -240,47 +277,19 @@ pub(crate) fn encapsulate(
         }
         TunnelKind::Gre => {}
     }
-    let _there_are_so_many = packet.shrink_front(spare);
     Ok(())
 }
 
-/// The link-layer header of a packet that is being wrapped.
-enum Link {
-    Plain([u8; ethernet::HEADER_LEN]),
-    Tagged([u8; ethernet::MAX_LEN], usize),
-}
-
-impl Link {
-    /// That of `length` bytes in a frame that has grown by [`MOST_OVERHEAD`].
-    #[inline]
-    fn take(frame: &[u8], length: usize) -> Result<Self, Reason> {
-        let grown = frame.get(MOST_OVERHEAD..).ok_or(Reason::Truncated)?;
-        if length == ethernet::HEADER_LEN {
-            return grown.first_chunk().copied().map(Link::Plain).ok_or(Reason::Truncated);
-        }
-        let mut bytes = [0; ethernet::MAX_LEN];
-        let taken = grown.get(..length).ok_or(Reason::Truncated)?;
-        bytes.get_mut(..length).ok_or(Reason::Malformed)?.copy_from_slice(taken);
-        Ok(Link::Tagged(bytes, length))
-    }
-
-    /// Puts it at `frame[at..]`, before a packet of this EtherType.
-    #[inline]
-    fn put(self, frame: &mut [u8], at: usize, ethertype: u16) -> Result<(), Reason> {
-        let place = frame.get_mut(at..).ok_or(Reason::Truncated)?;
-        let [a, b] = ethertype.to_be_bytes();
-        match self {
-            Link::Plain(mut bytes) => {
-                [bytes[ethernet::field::ETHERTYPE], bytes[ethernet::field::ETHERTYPE + 1]] = [a, b];
-                *place.first_chunk_mut().ok_or(Reason::Truncated)? = bytes;
-            }
-            Link::Tagged(mut bytes, length) => {
-                bytes[length - 2..length].copy_from_slice(&[a, b]);
-                place.get_mut(..length).ok_or(Reason::Truncated)?.copy_from_slice(&bytes[..length]);
-            }
-        }
-        Ok(())
-    }
+/// Puts the outer headers of a packet between its link-layer header of `length` bytes, which has tags, and itself.
+#[cold]
+fn tagged(frame: &mut [u8], length: usize, envelope: &Envelope) -> Result<(), Reason> {
+    let tags = length.checked_sub(ethernet::HEADER_LEN).ok_or(Reason::Malformed)?;
+    let spare = MOST_OVERHEAD - envelope.overhead;
+    frame.copy_within(MOST_OVERHEAD..MOST_OVERHEAD + length, spare);
+    let ethertype = ethernet::HEADER_LEN - 2 + spare;
+    let rest = frame.get_mut(ethertype + tags..WRAPPING + tags).ok_or(Reason::Truncated)?;
+    rest.copy_from_slice(&envelope.headers[ethertype..]);
+    Ok(())
 }
 
 /// GUE's source port for a flow, the same for all of its packets.

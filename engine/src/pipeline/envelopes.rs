@@ -23,7 +23,7 @@ pub(super) struct Envelopes(RefCell<Vec<Option<Kept>>>);
 struct Kept {
     /// The state of all destinations' plans it was made in, and the IP version it was made for.
     made_for: (u64, bool),
-    envelope: Result<Box<Envelope>, Reason>,
+    envelope: Result<Envelope, Reason>,
 }
 
 /// How much goes into an envelope.
@@ -68,14 +68,13 @@ fn renew<'e>(
     let tunnel = plan.tunnel.ok_or(Reason::DestinationGone)?;
     let envelope = Ends::new(plan.source, server)
         .ok_or(Reason::NoTunnelSource)
-        .and_then(|ends| Envelope::new(tunnel, ends, made_for.1))
-        .map(Box::new);
+        .and_then(|ends| Envelope::new(tunnel, ends, made_for.1));
     let index = destination.0 as usize;
     if all.len() <= index {
         all.resize_with(index + 1, || None);
     }
     let kept = all[index].insert(Kept { made_for, envelope });
-    kept.envelope.as_deref().map_err(|reason| *reason)
+    kept.envelope.as_ref().map_err(|reason| *reason)
 }
 
 impl Tracker {
@@ -160,8 +159,8 @@ impl Tracker {
     }
 
     /// As [`Tracker::tunnel`] up to the link-layer addresses, of a packet that the link takes in any envelope. Returns whether its
-    /// checksum was unfinished and is complete now; None, and nothing has happened: the path does not take it.
-    #[inline(never)]
+    /// checksum was unfinished and is complete now; None, and nothing has happened: it is not that simple.
+    #[inline]
     pub(super) fn tunnel_straight(
         &self,
         view: &View<'_>,
@@ -169,17 +168,24 @@ impl Tracker {
         parsed: &Parsed,
         found: &Found<'_>,
         egress: &Port,
-    ) -> Result<Option<bool>, Reason> {
-        self.enveloped(view, parsed, found, egress, |envelope, room| {
-            if parsed.packet_len() > room.limit as usize {
-                return Ok(None);
-            }
-            let completed = direct::pass(packet, parsed);
-            self.seal(view, packet, parsed, envelope).map(|()| Some(completed))
-        })
+    ) -> Option<Result<bool, Reason>> {
+        let made_for = (self.destinations.plans(), matches!(parsed.flow, Flow::V4(_)));
+        let all = self.envelopes.0.borrow();
+        let kept = all.get(found.connection.destination().0 as usize)?.as_ref()?;
+        let envelope = kept.envelope.as_ref().ok()?;
+        if kept.made_for != made_for || !envelope.fits(egress.mtu) || envelope.loops(&parsed.flow) {
+            return None;
+        }
+        if let Some(path) = view.snapshot.paths.limit(envelope.server(), view.now)
+            && parsed.packet_len() > envelope.limit(path).ok()? as usize
+        {
+            return None;
+        }
+        let completed = direct::pass(packet, parsed);
+        Some(self.seal(view, packet, parsed, envelope).map(|()| completed))
     }
 
-    #[inline]
+    #[inline(always)]
     fn seal(
         &self,
         view: &View<'_>,
@@ -187,8 +193,10 @@ impl Tracker {
         parsed: &Parsed,
         envelope: &Envelope,
     ) -> Result<(), Reason> {
-        let hash = self.handle.hash(&parsed.flow);
-        let marks = Marks { hash, id: self.next_id(hash) };
+        let marks = || {
+            let hash = self.handle.hash(&parsed.flow);
+            Marks { hash, id: self.next_id(hash) }
+        };
         tunnel::encapsulate(packet, parsed, envelope, &view.snapshot.options, marks)
     }
 }

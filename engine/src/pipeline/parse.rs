@@ -101,6 +101,12 @@ impl Parsed {
         self.network() > ethernet::HEADER_LEN
     }
 
+    /// The same packet with `bytes` more between its transport header and its payload.
+    pub(crate) fn lengthened(&self, bytes: u16) -> Parsed {
+        let (transport_len, packet_len) = (self.transport_len + bytes, self.packet_len + u32::from(bytes));
+        Parsed { transport_len, packet_len, ..*self }
+    }
+
     /// The payload that starts at `from` behind an IP header of `header_len` bytes, for `flow`.
     pub(crate) fn moved(&self, flow: Flow, from: usize, header_len: usize) -> Parsed {
         let network = self.network();

@@ -8,13 +8,14 @@ use super::track::Tracker;
 use crate::batch::Packet;
 use crate::counters::Event;
 use crate::forward::nat::Family;
+use crate::forward::tell::{self, Told};
 use crate::forward::{self, FULL_NAT, MASQUERADE, Method, direct, fullnat, partial, tunnel};
 use crate::nexthop::HopWord;
 use crate::packet::ethernet::Ethernet;
 use crate::packet::protocol;
 use crate::snapshot::Port;
-use crate::verdict::Verdict;
-use uvs_conntrack::{Found, Hit, flags};
+use crate::verdict::{Reason, Verdict};
+use uvs_conntrack::{Direction, Found, Hit, flags};
 
 impl Tracker {
     /// The verdict for a packet of a known connection, as [`Tracker::known`] comes to it for every packet. `false`, and nothing
@@ -64,7 +65,7 @@ impl Tracker {
     ) -> bool {
         let Passage { parsed, found, hop, egress } = *passage;
         let Found { connection, meta, direction } = *found;
-        let Some(to) = flow.opposite(*found) else { return false };
+        let Some(to) = flow.opposite(found) else { return false };
         connection.touch(direction, view.now);
         self.count_packet(connection.destination(), direction, parsed);
         let frame = packet.frame_mut();
@@ -89,7 +90,7 @@ impl Tracker {
         true
     }
 
-    /// The same for tagged frames and the other methods.
+    /// The same for tagged frames, for what tells the client's address, and for the other methods.
     #[inline(never)]
     fn detour<F: Family>(
         &self,
@@ -102,36 +103,15 @@ impl Tracker {
     ) -> bool {
         // Looked up again: handed over, it would have to be waited for.
         let (Some(found), Some(flow)) = (self.handle.found(hit), F::of(&parsed.flow)) else { return false };
-        let Found { connection, meta, direction } = found;
-        let Some(method) = Method::of_flags(meta.flags()) else { return false };
-        if meta.flags() & flags::TELL != 0 {
-            return false;
-        }
+        let Some(method) = Method::of_flags(found.meta.flags()) else { return false };
         let rewritten = match method {
-            Method::Tunnel => match self.tunnel_straight(view, packet, parsed, &found, egress) {
-                Ok(None) => return false,
-                Ok(Some(completed)) => Ok(completed),
-                Err(reason) => Err(reason),
-            },
-            Method::Direct => Ok(direct::pass(packet, parsed)),
-            Method::Nat | Method::FullNat => {
-                let Some(to) = flow.opposite(found) else { return false };
-                let frame = packet.frame_mut();
-                let unfinished = flow.rewrite(frame, parsed, &to);
-                let shifted = if method == Method::FullNat && meta.protocol() == protocol::TCP {
-                    let delta = connection.sequence().delta;
-                    fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta))
-                } else {
-                    Ok(())
-                };
-                if unfinished {
-                    partial::finish(packet, parsed, &to.into());
-                }
-                shifted.map(|()| unfinished)
-            }
+            Method::Tunnel => self.tunnel_straight(view, packet, parsed, &found, egress),
+            Method::Direct => Some(Ok(direct::pass(packet, parsed))),
+            Method::Nat | Method::FullNat => self.translate_straight(packet, parsed, flow, &found),
         };
-        connection.touch(direction, view.now);
-        self.count_packet(connection.destination(), direction, parsed);
+        let Some(rewritten) = rewritten else { return false };
+        found.connection.touch(found.direction, view.now);
+        self.count_packet(found.connection.destination(), found.direction, parsed);
         let sent = rewritten.and_then(|completed| {
             if completed {
                 self.counters.count(Event::ChecksumCompleted, 1);
@@ -143,6 +123,44 @@ impl Tracker {
             Err(reason) => Verdict::Drop(reason),
         };
         true
+    }
+
+    /// Translates a packet, telling by it the client's address if that is done by an option. Returns whether its checksum was
+    /// unfinished and is complete now; None, and nothing has happened: that is not simple.
+    #[inline]
+    fn translate_straight<F: Family>(
+        &self,
+        packet: &mut Packet<'_>,
+        parsed: &Parsed,
+        flow: &F,
+        found: &Found<'_>,
+    ) -> Option<Result<bool, Reason>> {
+        let Found { connection, meta, direction } = *found;
+        let to = flow.opposite(found)?;
+        let told = match meta.flags() & flags::TELL {
+            0 => Told::default(),
+            flags::TELL_OPTION if direction == Direction::In => {
+                let how = self.destinations.address_option(connection.destination())?;
+                let told = tell::add_option(packet, parsed, how)?;
+                self.counters.count(Event::ClientTold, 1);
+                told
+            }
+            _ => return None,
+        };
+        let frame = packet.frame_mut();
+        let unfinished = flow.rewrite(frame, parsed, &to);
+        if meta.protocol() == protocol::TCP && Method::of_flags(meta.flags()) == Some(Method::FullNat) {
+            let delta = connection.sequence().delta;
+            let shifted =
+                fullnat::shift(frame, parsed, direction, delta, |number| number.wrapping_sub(delta));
+            if let Err(reason) = shifted.and_then(|()| told.account(frame, parsed)) {
+                return Some(Err(reason));
+            }
+        }
+        if unfinished {
+            partial::finish(packet, &parsed.lengthened(told.longer), &to.into());
+        }
+        Some(Ok(unfinished))
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::chunked::Chunked;
 use crate::counters::{Counters, Traffic};
 use crate::forward::has_local_address;
-use crate::plan::Plan;
+use crate::plan::{AddressOption, Plan, Tell};
 use crate::service::{Locals, ServiceKey};
 use arc_swap::ArcSwapOption;
 use std::collections::HashMap;
@@ -64,6 +64,12 @@ fn one(active: bool) -> u64 {
     if active { ACTIVE } else { INACTIVE }
 }
 
+/// An option that tells clients' addresses as one word, which is read whole; zero: none.
+fn word_of(tell: Tell) -> u32 {
+    let Tell::Option(AddressOption { kind, kind_ipv6, on_syn }) = tell else { return 0 };
+    u32::from_ne_bytes([1, kind, kind_ipv6, on_syn.into()])
+}
+
 /// How many connections a destination has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
@@ -115,6 +121,8 @@ struct Registry {
 pub struct Destinations {
     /// Read for every packet of a client, written by commands; dense, so that all of it stays in a cache.
     available: Box<[AtomicBool]>,
+    /// The same of the options that tell clients' addresses: see [`word_of`].
+    options: Box<[AtomicU32]>,
     runtimes: Chunked<Runtime>,
     /// See [`Destinations::plans`].
     plans: AtomicU64,
@@ -138,6 +146,7 @@ impl Destinations {
         let capacity = table.limits().destinations as usize;
         Arc::new(Destinations {
             available: (0..capacity).map(|_| AtomicBool::new(false)).collect(),
+            options: (0..capacity).map(|_| AtomicU32::new(0)).collect(),
             runtimes: Chunked::new(capacity),
             plans: AtomicU64::new(0),
             noted: Chunked::new(capacity.max(SERVICES)),
@@ -170,7 +179,18 @@ impl Destinations {
         self.runtime(id).and_then(|runtime| runtime.plan.load().as_deref().copied()).unwrap_or_default()
     }
 
+    /// The option that tells the destination its clients' addresses, if that is how it learns them.
+    #[inline]
+    pub(crate) fn address_option(&self, id: DestinationId) -> Option<AddressOption> {
+        let [used, kind, kind_ipv6, on_syn] =
+            self.options.get(id.0 as usize)?.load(Ordering::Relaxed).to_ne_bytes();
+        (used != 0).then_some(AddressOption { kind, kind_ipv6, on_syn: on_syn != 0 })
+    }
+
     pub(super) fn set_plan(&self, id: DestinationId, plan: Plan) {
+        if let Some(word) = self.options.get(id.0 as usize) {
+            word.store(word_of(plan.tell), Ordering::Relaxed);
+        }
         if let Some(runtime) = self.runtime(id) {
             runtime.plan.store((plan != Plan::default()).then(|| Arc::new(plan)));
             self.plans.fetch_add(1, Ordering::Release);
