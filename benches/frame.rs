@@ -31,6 +31,7 @@ const FLOWS: [usize; 4] = [1, 4096, 65_536, 1_048_576];
 /// Frames whose buffers are gone through before one is used again.
 const BUFFERS: usize = 4096;
 const BUFFER_LEN: usize = 2048;
+const PAGE: usize = 4096;
 /// Where AF_XDP puts a frame in its buffer.
 const HEADROOM: usize = 256;
 const SERVERS: u8 = 64;
@@ -168,13 +169,17 @@ struct Traffic {
     frames: Vec<u8>,
     frame_len: usize,
     at: usize,
-    buffers: Vec<u8>,
+    /// The buffers, from `first` on: that is where a page begins, as with AF_XDP.
+    memory: Vec<u8>,
+    first: usize,
     buffer: usize,
 }
 
 impl Traffic {
     fn new(frames: Vec<u8>, frame_len: usize) -> Self {
-        Traffic { frames, frame_len, at: 0, buffers: vec![0; BUFFERS * BUFFER_LEN], buffer: 0 }
+        let memory = vec![0_u8; BUFFERS * BUFFER_LEN + PAGE];
+        let first = memory.as_ptr().align_offset(PAGE);
+        Traffic { frames, frame_len, at: 0, memory, first, buffer: 0 }
     }
 
     /// Copies the next batch of frames to the next buffers and hands those over.
@@ -188,7 +193,8 @@ impl Traffic {
             self.buffer = 0;
         }
         let inputs = self.frames[self.at..self.at + bytes].chunks_exact(self.frame_len);
-        let buffers = &mut self.buffers[self.buffer * BUFFER_LEN..(self.buffer + BATCH) * BUFFER_LEN];
+        let buffers =
+            &mut self.memory[self.first..][self.buffer * BUFFER_LEN..(self.buffer + BATCH) * BUFFER_LEN];
         let mut packets: arrayvec::ArrayVec<Packet<'_>, BATCH> = arrayvec::ArrayVec::new();
         for (input, buffer) in inputs.zip(buffers.chunks_exact_mut(BUFFER_LEN)) {
             buffer[HEADROOM..HEADROOM + self.frame_len].copy_from_slice(input);

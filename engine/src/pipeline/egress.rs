@@ -14,8 +14,8 @@ use crate::packet::{protocol, proxy};
 use crate::snapshot::Port;
 use crate::verdict::{Reason, Verdict};
 use std::cell::Cell;
-use std::net::IpAddr;
-use uvs_conntrack::{Connection, Direction, Found};
+use std::net::{IpAddr, Ipv4Addr};
+use uvs_conntrack::{Connection, DestinationId, Direction, Found};
 
 /// Where a packet goes next.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +35,14 @@ impl Way {
         connection: &Connection<'_>,
         direction: Direction,
     ) -> Option<Self> {
+        Way::of_word(view, connection.hop(direction))
+    }
+
+    /// The way that a connection would remember by this word, if it still holds.
+    #[inline]
+    pub(super) fn of_word(view: &View<'_>, word: u32) -> Option<Self> {
         let snapshot = view.snapshot;
-        let id = snapshot.routes.cached(Cached::from_word(connection.hop(direction)))?;
+        let id = snapshot.routes.cached(Cached::from_word(word))?;
         snapshot.hops.word(id).map(Way::Hop)
     }
 
@@ -56,14 +62,42 @@ impl Way {
             Resolved::NoRoute => return Err(Verdict::Drop(Reason::NoRoute)),
             Resolved::Elsewhere => return Err(Verdict::Drop(Reason::EgressNotOurs)),
         };
-        match (hops.word(id), routes.neighbour(receiver)) {
-            (Some(hop), _) => {
-                connection.set_hop(direction, routes.cache(id).word());
-                Ok(Way::Hop(hop))
-            }
-            (None, Some(neighbour)) => Err(Verdict::Hold(neighbour)),
-            (None, None) => Err(Verdict::Drop(Reason::NoRoute)),
-        }
+        let Some(hop) = hops.word(id) else {
+            let neighbour = routes.neighbour(receiver);
+            return Err(neighbour.map_or(Verdict::Drop(Reason::NoRoute), Verdict::Hold));
+        };
+        connection.set_hop(direction, routes.cache(id).word());
+        Ok(Way::Hop(hop))
+    }
+}
+
+/// A worker's memory of the ways to some real servers, as connections remember them.
+#[derive(Debug)]
+pub(super) struct Ways(Box<[Cell<(IpAddr, u32)>; Ways::PLACES]>);
+
+impl Default for Ways {
+    fn default() -> Self {
+        Ways(Box::new([const { Cell::new((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)) }; Ways::PLACES]))
+    }
+}
+
+impl Ways {
+    const PLACES: usize = 256;
+
+    /// The way to `receiver`, which is this destination; 0: not remembered.
+    #[inline]
+    pub(super) fn get(&self, destination: DestinationId, receiver: IpAddr) -> u32 {
+        let (known, way) = self.place(destination).get();
+        if known == receiver { way } else { 0 }
+    }
+
+    pub(super) fn set(&self, destination: DestinationId, receiver: IpAddr, way: u32) {
+        self.place(destination).set((receiver, way));
+    }
+
+    #[inline]
+    fn place(&self, destination: DestinationId) -> &Cell<(IpAddr, u32)> {
+        &self.0[destination.0 as usize % Ways::PLACES]
     }
 }
 

@@ -43,7 +43,7 @@ impl Tracker {
     }
 
     /// The same as the routes say, for the connection to remember.
-    #[cold]
+    #[inline]
     pub(super) fn ask(
         &self,
         view: &View<'_>,
@@ -51,9 +51,22 @@ impl Tracker {
         direction: Direction,
         port: PortId,
     ) -> Result<Way, Verdict> {
-        match Way::towards(view, connection, direction, self.receiver(connection, direction))? {
+        let receiver = self.receiver(connection, direction);
+        // Clients are many; what is remembered of real servers would make room for them.
+        let known =
+            if direction == Direction::In { self.ways.get(connection.destination(), receiver) } else { 0 };
+        if let Some(way) = Way::of_word(view, known) {
+            connection.set_hop(direction, known);
+            return Ok(way);
+        }
+        match Way::towards(view, connection, direction, receiver)? {
             Way::Local => local_way(view, connection, direction, port),
-            hop @ Way::Hop(_) => Ok(hop),
+            hop @ Way::Hop(_) => {
+                if direction == Direction::In {
+                    self.ways.set(connection.destination(), receiver, connection.hop(direction));
+                }
+                Ok(hop)
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The stage that finds a packet's connection and lets the packet change it.
 
-use super::egress::Refused;
+use super::egress::{Refused, Ways};
 use super::envelopes::Envelopes;
 use super::parse::{Kind, Parsed};
 use super::state;
@@ -39,6 +39,7 @@ pub(super) struct Tracker {
     /// By how many bytes the datagram whose first fragment was last judged holds more now.
     pub(super) shifted: Cell<usize>,
     pub(super) envelopes: Envelopes,
+    pub(super) ways: Ways,
     /// A connection that is to end with the batch.
     spent: Cell<Option<ConnId>>,
     /// How many packets that would begin connections may still do so before one is dropped.
@@ -65,6 +66,7 @@ impl Tracker {
             made: Cell::new(0),
             shifted: Cell::new(0),
             envelopes: Envelopes::default(),
+            ways: Ways::default(),
             spent: Cell::new(None),
             spared: 0,
         }
