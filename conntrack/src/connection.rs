@@ -245,6 +245,14 @@ impl Connection<'_> {
         self.meta().has(flags::TEMPLATE)
     }
 
+    /// Its IP protocol number; a template's is that of the connections it is for, 0 when it is for those of any.
+    #[must_use]
+    pub fn protocol(&self) -> u8 {
+        let meta = self.meta();
+        let number = meta.protocol();
+        if meta.has(flags::TEMPLATE) { protocol::of_connections(number) } else { number }
+    }
+
     /// Whether it counts among its destination's active connections.
     #[must_use]
     pub fn is_active(&self) -> bool {

@@ -3,6 +3,7 @@
 //! A flow holds the words of a packet's headers exactly as loaded from the wire (network order in memory, native load), so
 //! that making one costs two or three loads and comparing two needs no byte swap.
 
+use crate::protocol;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Which way a packet of a connection travels. As wide as a register: a copy of what holds it would read it together with the
@@ -198,6 +199,19 @@ impl Flow {
         };
         let ([a, b], [c, d]) = (wide(source.ip()), wide(destination.ip()));
         Flow::V6(Flow6 { addresses: [a, b, c, d], ports, protocol })
+    }
+
+    /// What the template is found by that keeps `client` with its real server of `service`: the client's side of one.
+    #[must_use]
+    pub fn template(client: IpAddr, service: SocketAddr, protocol: u8) -> Self {
+        Flow::new(SocketAddr::new(client, 0), service, protocol::of_template(protocol, false))
+    }
+
+    /// The same of one that is of no use any more, and that nobody looks for. IPVS gives it port 65535.
+    #[must_use]
+    pub fn invalid_template(client: IpAddr, service: IpAddr, protocol: u8) -> Self {
+        let service = SocketAddr::new(service, u16::MAX);
+        Flow::new(SocketAddr::new(client, 0), service, protocol::of_template(protocol, true))
     }
 
     /// The same conversation as the other end sends it.

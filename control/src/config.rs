@@ -3,6 +3,7 @@
 //! A file is read to its end whatever is wrong with it, so that [`Faults`] are all there are. Services and real servers pass
 //! the same [`crate::registry::Registry`] as what `ipvsadm` says.
 
+mod persistence;
 mod reader;
 mod render;
 mod services;

@@ -106,7 +106,7 @@ pub struct Features {
 impl Features {
     /// What the data plane of this director honours.
     pub const HONOURED: Features =
-        Features { persistence: false, one_packet: true, marks: false, tunnels: true, sctp: false };
+        Features { persistence: true, one_packet: true, marks: false, tunnels: true, sctp: false };
     /// All that IPVS can do.
     pub const ALL: Features =
         Features { persistence: true, one_packet: true, marks: true, tunnels: true, sctp: true };
@@ -429,13 +429,14 @@ impl<A: Apply> Registry<A> {
         let features = self.plane.features();
         let sctp = matches!(spec.id, ServiceId::Address { protocol: Protocol::Sctp, .. });
         let mark = matches!(spec.id, ServiceId::Mark { .. });
+        let any_port = !mark && spec.id.port() == 0;
         for (asked, can, what) in [
             (mark, features.marks, "services by firewall mark (-f)"),
             (sctp, features.sctp, "SCTP services"),
             (spec.persistent.is_some(), features.persistence, "persistence (-p)"),
             (spec.engine.is_some(), features.persistence, "persistence engines (--pe)"),
             (spec.one_packet, features.one_packet, "one-packet scheduling (-o)"),
-            (!mark && spec.id.port() == 0, features.persistence, "services of every port (port 0)"),
+            (any_port, features.persistence, "services of every port (port 0)"),
         ] {
             if asked && !can {
                 return Err(Refusal::Unsupported(format!("this uvs does not support {what}")));
@@ -444,6 +445,11 @@ impl<A: Apply> Registry<A> {
         if spec.one_packet && !mark && !matches!(spec.id, ServiceId::Address { protocol: Protocol::Udp, .. })
         {
             return Err(Refusal::Unsupported("one-packet scheduling is for UDP services only".into()));
+        }
+        if any_port && spec.persistent.is_none() {
+            return Err(Refusal::Unsupported(
+                "a service of every port (port 0) has to be persistent (-p)".into(),
+            ));
         }
         spec.terms.fault(&spec.id).map_or(Ok(()), |fault| Err(Refusal::Unsupported(fault)))
     }

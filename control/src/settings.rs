@@ -88,6 +88,10 @@ settings! {
         "whether half-open and little-used connections are dropped: 0 never, 1 and 2 when memory is short, 3 always";
     DropPacket = "drop_packet", 0, MODE, ByDefence,
         "whether packets that would begin connections are dropped: 0 never, 1 and 2 when memory is short, 3 always";
+    ExpireNodestConn = "expire_nodest_conn", 0, ANY, ByPipeline,
+        "whether connections of removed real servers end at once, and new ones of a client leave one of weight 0";
+    ExpireQuiescentTemplate = "expire_quiescent_template", 0, ANY, ByPipeline,
+        "whether persistence keeps no clients with a real server of weight 0";
     IgnoreTunneled = "ignore_tunneled", 1, 1..=1,
         Always("what this host itself takes out of tunnels never comes to a director outside its kernel"),
         "whether what came to this host through a tunnel is left to it";
@@ -199,6 +203,8 @@ impl Settings {
             drop_rate: 0,
             nat_icmp_send: is_on(Setting::NatIcmpSend),
             schedule_icmp: is_on(Setting::ScheduleIcmp),
+            expire_quiescent_template: is_on(Setting::ExpireQuiescentTemplate),
+            expire_nodest_conn: is_on(Setting::ExpireNodestConn),
         }
     }
 }

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uvs_control::api::{
-    AddressOption, ClientAddress, MSS, Method, Protocol, RefuseWith, ServerSpec, ServiceId, ServiceSpec,
-    Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, MSS, Method, Netmask, Protocol, RefuseWith, ServerSpec, ServiceId,
+    ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 use uvs_control::config::{parse, render};
 use uvs_control::options::{
@@ -33,7 +33,7 @@ fn the_example_is_right_and_says_what_it_says() {
     assert_eq!(options.interfaces, Interfaces::Named(vec!["eth0".into(), "eth1".into()]));
     assert_eq!(options.workers, Workers::Cores(vec![0, 1]));
     assert!(options.assign_vips);
-    assert_eq!(options.services.len(), 5);
+    assert_eq!(options.services.len(), 6);
     let (service, servers) = &options.services[1];
     let id = ServiceId::Address { protocol: Protocol::Udp, address: "[2001:db8::53]:53".parse().unwrap() };
     assert_eq!(*service, ServiceSpec::new(id, "rr"));
@@ -43,7 +43,10 @@ fn the_example_is_right_and_says_what_it_says() {
     assert_eq!((terms.client_address, terms.toa), (Some(ClientAddress::Toa), AddressOption::default()));
     assert_eq!((terms.mss, terms.refuse), (Some(1400), RefuseWith::Reset));
     assert_eq!(terms.timeouts.to_string(), "established=3600,syn_recv=10");
-    assert!(options.services[3].0.one_packet);
+    let (service, _) = &options.services[3];
+    assert_eq!((service.id.port(), service.persistent), (0, Some(600)));
+    assert_eq!(service.netmask, Netmask::Ipv4([255, 255, 255, 0].into()));
+    assert!(options.services[4].0.one_packet);
 }
 
 #[test]
@@ -82,6 +85,25 @@ fn every_fault_is_told_with_its_place() {
                 "3:28: found the number 0, expected a whole number from 1 to 2678400",
                 "3:31: found the unknown key `udb`, expected a known key: did you mean `udp`?",
             ],
+        ),
+        (
+            "[[service]]\naddress = \"192.0.2.1:0\"",
+            &["2:11: found port 0, expected `persistent` beside it: only a service that keeps clients"],
+        ),
+        (
+            &format!("{service}persistent = 0\nnetmask = \"24\"\n"),
+            &[
+                "3:14: found the number 0, expected a whole number from 1 to 2678400",
+                "4:11: found `netmask`, expected it only beside `persistent`",
+            ],
+        ),
+        (
+            &format!("{service}persistent = 60\nnetmask = \"64\"\n"),
+            &["4:11: found the text \"64\", expected the bits of an IPv4 address that tell clients apart"],
+        ),
+        (
+            "[[service]]\naddress = \"[2001:db8::1]:80\"\npersistent = 60\nnetmask = \"129\"\n",
+            &["4:11: found the text \"129\", expected how many leading bits of an IPv6 address tell"],
         ),
         (
             &format!("{service}protocol = \"udp\"\nmss = 1400\n"),
@@ -154,10 +176,6 @@ fn every_fault_is_told_with_its_place() {
             &["2:11: found the text \"192.0.2.1\", expected an IP address and a port"],
         ),
         (
-            "[[service]]\naddress = \"192.0.2.1:0\"",
-            &["2:11: found the text \"192.0.2.1:0\", expected an IP address and a port"],
-        ),
-        (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
             &[
                 "3:13: found the scheduler `wlcc`, expected `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
@@ -227,7 +245,8 @@ fn every_fault_is_told_with_its_place() {
                 "3:13: found 1: net.ipv4.vs.conntrack is always 0 here: packets of services do not pass netfilter, which would \
                  track them",
                 "4:1: found the unknown key `sync_ports`, expected one of: am_droprate, amemthresh, backup_only, \
-                 conn_reuse_mode, conntrack, debug_level, drop_entry, drop_packet, ignore_tunneled, nat_icmp_send, pmtu_disc, \
+                 conn_reuse_mode, conntrack, debug_level, drop_entry, drop_packet, \
+                 expire_nodest_conn, expire_quiescent_template, ignore_tunneled, nat_icmp_send, pmtu_disc, \
                  run_estimation, schedule_icmp, secure_tcp, sloppy_tcp, snat_reroute",
                 "6:14: found the number 2147483648, expected a whole number from -2147483648 to 2147483647",
                 "7:13: found true, expected a whole number from -2147483648 to 2147483647",
@@ -302,7 +321,7 @@ fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
 
 fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
     let scheduler = prop::sample::select(vec!["rr", "wrr", "lc", "wlc", "sh", "mh", "lblcr", "twos"]);
-    (any::<bool>(), any::<bool>(), any::<u32>(), 1..=u16::MAX, scheduler).prop_flat_map(
+    (any::<bool>(), any::<bool>(), any::<u32>(), any::<u16>(), scheduler).prop_flat_map(
         |(v6, udp, host, port, scheduler)| {
             let address: IpAddr = if v6 {
                 std::net::Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(host)).into()
@@ -312,9 +331,18 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
             let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
             let id = ServiceId::Address { protocol, address: SocketAddr::new(address, port) };
             let servers = prop::collection::btree_map(any::<u8>(), server(v6, port), 0..5);
-            let spec = (terms(), any::<bool>()).prop_map(move |(terms, one_packet)| {
+            let kept = (any::<bool>(), 1..=2_678_400_u32, any::<u32>());
+            let spec = (terms(), any::<bool>(), kept).prop_map(move |(terms, one_packet, kept)| {
                 let terms = if terms.fault(&id).is_some() { Terms::default() } else { terms };
-                ServiceSpec { terms, one_packet: one_packet && udp, ..ServiceSpec::new(id, scheduler) }
+                let plain = ServiceSpec::new(id, scheduler);
+                let (is_kept, seconds, mask) = kept;
+                let persistent = (is_kept || port == 0).then_some(seconds);
+                let netmask = match (persistent, v6) {
+                    (None, _) => plain.netmask,
+                    (Some(_), false) => Netmask::Ipv4(mask.into()),
+                    (Some(_), true) => Netmask::Ipv6(u8::try_from(mask % 128 + 1).unwrap()),
+                };
+                ServiceSpec { terms, one_packet: one_packet && udp, persistent, netmask, ..plain }
             });
             (spec, servers).prop_map(|(service, servers)| {
                 let mut servers: Vec<_> = servers.into_values().collect();

@@ -11,6 +11,7 @@ mod errors;
 mod fragments;
 mod own;
 mod parse;
+mod persist;
 mod schedule;
 mod state;
 mod straight;

@@ -7,10 +7,15 @@
 mod destinations;
 mod error;
 mod local;
+mod orphans;
+mod persistence;
+mod turn;
 
 pub use destinations::{Connections, Destinations};
 pub use error::ServiceError;
 pub use local::{LocalAddress, LocalPool, Locals, Ports};
+pub use persistence::{Clients, Persistence};
+pub(crate) use turn::Turn;
 
 use crate::counters::Traffic;
 use crate::forward::Method;
@@ -169,6 +174,8 @@ pub struct DestinationView {
     pub config: DestinationConfig,
     /// Its connections.
     pub connections: Connections,
+    /// Persistence templates that lead to it.
+    pub templates: u32,
     /// Whether its upper threshold keeps it from taking more.
     pub overloaded: bool,
     /// Its counters since it was added or zeroed.
@@ -215,6 +222,8 @@ pub struct Terms {
     pub one_packet: bool,
     /// How long connections live without a packet, where not as long as others.
     pub timeouts: OwnTimeouts,
+    /// How long clients keep to their real server, and who counts as one client.
+    pub persistence: Option<Persistence>,
 }
 
 impl Terms {
@@ -233,6 +242,7 @@ pub struct Service {
     destinations: Arc<Destinations>,
     resets: AtomicBool,
     one_packet: AtomicBool,
+    persistent: AtomicBool,
     core: Mutex<Core>,
 }
 
@@ -284,8 +294,15 @@ impl Service {
             base: Traffic::default(),
         };
         let id = destinations.enter_service(key).ok_or(ServiceError::TooManyServices)?;
-        let (resets, one_packet) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Arc::new(Service { key, id, destinations, resets, one_packet, core: Mutex::new(core) }))
+        Ok(Arc::new(Service {
+            key,
+            id,
+            destinations,
+            resets: AtomicBool::new(false),
+            one_packet: AtomicBool::new(false),
+            persistent: AtomicBool::new(false),
+            core: Mutex::new(core),
+        }))
     }
 
     /// The service's name.
@@ -320,6 +337,7 @@ impl Service {
         // Before the first packet can ask for it.
         self.destinations.set_plan(place.id, plan);
         self.tell_server(place.id, config);
+        self.destinations.set_quiescent(place.id, config.weight == 0);
         self.destinations.open(place.id, index);
         Ok(place.id)
     }
@@ -341,6 +359,7 @@ impl Service {
             member.plan = plan;
             self.destinations.set_plan(member.place.id, plan);
             self.tell_server(member.place.id, config);
+            self.destinations.set_quiescent(member.place.id, config.weight == 0);
         }
         Ok(())
     }
@@ -419,6 +438,7 @@ impl Service {
     pub fn set_terms(&self, terms: Terms) {
         self.resets.store(terms.resets, Relaxed);
         self.one_packet.store(terms.one_packet, Relaxed);
+        self.persistent.store(terms.persistence.is_some(), Relaxed);
         let mut core = self.core();
         core.terms = terms;
         for member in core.members.iter_mut().flatten() {
@@ -435,6 +455,11 @@ impl Service {
     /// [`Terms::one_packet`].
     pub(crate) fn is_one_packet(&self) -> bool {
         self.one_packet.load(Relaxed)
+    }
+
+    /// Whether clients keep to their real servers.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.persistent.load(Relaxed)
     }
 
     /// Sets the local addresses that new connections by full NAT use.
@@ -490,6 +515,7 @@ impl Service {
                 plan: member.plan,
             },
             connections: Connections { active: destination.active, inactive: destination.inactive },
+            templates: self.destinations.templates(member.place.id),
             overloaded: destination.overloaded,
             traffic: self.destinations.counters().traffic(member.place.id) - member.place.base,
         })

@@ -69,6 +69,11 @@ pub struct ForwardOptions {
     pub nat_icmp_send: bool,
     /// Whether an ICMP error about a packet of no connection begins one (`schedule_icmp`).
     pub schedule_icmp: bool,
+    /// Whether persistence no longer keeps clients with a real server of weight 0 (`expire_quiescent_template`).
+    pub expire_quiescent_template: bool,
+    /// Whether connections of removed real servers end at once, and those to real servers of weight 0 when their client begins
+    /// anew (`expire_nodest_conn`).
+    pub expire_nodest_conn: bool,
 }
 
 /// Which connections give way to a new one of the same client's port (`conn_reuse_mode`).
@@ -94,6 +99,8 @@ impl Default for ForwardOptions {
             drop_rate: 0,
             nat_icmp_send: false,
             schedule_icmp: false,
+            expire_quiescent_template: false,
+            expire_nodest_conn: false,
         }
     }
 }

@@ -18,6 +18,7 @@ mod local;
 mod matrix;
 mod methods;
 mod own;
+mod persistence;
 mod proc;
 mod proxy;
 mod raw;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("proxy", proxy::TESTS),
         ("endings", endings::TESTS),
         ("own", own::TESTS),
+        ("persistence", persistence::TESTS),
         ("local", local::TESTS),
         ("demo", demo::TESTS),
         ("settings", settings::TESTS),

@@ -1,6 +1,6 @@
 //! Options as the text of a configuration file.
 
-use super::terms;
+use super::{persistence, terms};
 use crate::api::{Method, ServerSpec, ServiceId, ServiceSpec, Tunnel, TunnelChecksum, TunnelKind};
 use crate::options::{Interfaces, Io, OnCrash, RunOptions, SocketPlace, Workers, XdpMode};
 use std::fmt::Write;
@@ -99,6 +99,7 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
     if service.one_packet {
         text.push_str("one_packet = true\n");
     }
+    persistence::render(text, service);
     terms::render(text, &service.terms);
     for server in servers {
         let method = match server.method {

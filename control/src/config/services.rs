@@ -1,7 +1,7 @@
 //! The services of a configuration file.
 
 use super::reader::{Found, Reader, Section, alternatives, did_you_mean};
-use super::terms;
+use super::{persistence, terms};
 use crate::api::{
     Family, Method, Protocol, Refusal, Request, Response, ServerSpec, ServiceId, ServiceSpec, Timeouts,
     Tunnel, TunnelChecksum, TunnelKind,
@@ -54,18 +54,27 @@ impl Services<'_, '_> {
         let scheduler = self.scheduler(&section);
         let local_ports = self.local_ports(&section);
         let one_packet = section.boolean("one_packet").is_some_and(|found| found.value);
+        let persistence = persistence::read(&section);
         let terms = terms::read(&section);
         let locals = section.texts("local_addresses", LOCAL_ADDRESSES);
         let servers = section.tables("server", "service.server");
         section.finish();
         let spec = address.and_then(|address| match address.value.parse::<SocketAddr>() {
-            Ok(parsed) if parsed.port() != 0 => {
+            Ok(parsed) if parsed.port() != 0 || persistence.persistent.is_some() => {
                 let id = ServiceId::Address { protocol: protocol.unwrap_or(Protocol::Tcp), address: parsed };
+                let netmask = persistence.netmask(self.reader, id.family());
                 let plain = ServiceSpec::new(id, &scheduler);
-                let spec = ServiceSpec { local_ports, one_packet, terms, ..plain };
+                let persistent = persistence.persistent;
+                let spec = ServiceSpec { persistent, netmask, local_ports, one_packet, terms, ..plain };
                 Some((spec, address.at))
             }
-            _ => {
+            Ok(_) => {
+                let expected =
+                    "`persistent` beside it: only a service that keeps clients may have every port";
+                self.reader.expected(address.at, "port 0", expected);
+                None
+            }
+            Err(_) => {
                 self.reader.expected(address.at, format!("the text \"{}\"", address.value), ADDRESS);
                 None
             }

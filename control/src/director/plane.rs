@@ -23,6 +23,7 @@ use uvs_engine::forward::Method;
 use uvs_engine::packet::protocol;
 use uvs_engine::plan::{Plan, Tunnel, TunnelChecksum, TunnelKind};
 use uvs_engine::service::{Connections, DestinationConfig, Destinations, Service, ServiceError, ServiceKey};
+use uvs_engine::snapshot::OnRemove;
 use uvs_engine::steer::{Guard, SteerError, Steering};
 use uvs_engine::{Config, Reason};
 
@@ -55,6 +56,8 @@ pub(super) struct Plane {
     generation: u64,
     /// Services taken out of the snapshot that workers may still use.
     leaving: Vec<Arc<Service>>,
+    /// Whether real servers were removed since workers were last waited for.
+    removed: bool,
 }
 
 /// A real server that is configured.
@@ -90,7 +93,9 @@ impl Claim {
             TunnelKind::Gre => (address.ip(), 0, protocol::GRE),
             TunnelKind::Gue => (address.ip(), tunnel.port, protocol::UDP),
         });
-        let reply = replies.then_some(address);
+        // A service of every port leaves packets the port that they had.
+        let port = if service.port == 0 { 0 } else { address.port() };
+        let reply = replies.then_some(SocketAddr::new(address.ip(), port));
         Claim { id: member.id, service, method: member.method, reply, tunnel }
     }
 }
@@ -122,6 +127,7 @@ impl Plane {
             schedulers: uvs_schedulers::Registry::default(),
             generation: 0,
             leaving: Vec::new(),
+            removed: false,
         }
     }
 
@@ -360,6 +366,7 @@ impl Apply for Plane {
 
     fn delete_service(&mut self, id: &ServiceId) {
         let Some(key) = key(id) else { return };
+        self.removed = true;
         for (address, member) in self.members.remove(&key).unwrap_or_default() {
             self.linger(key, address, member);
         }
@@ -412,6 +419,7 @@ impl Apply for Plane {
 
     fn delete_server(&mut self, id: &ServiceId, server: SocketAddr) {
         let Ok(service) = self.service(id) else { return };
+        self.removed = true;
         if let Some(member) = self.members.get_mut(&service.key()).and_then(|members| members.remove(&server))
         {
             self.linger(service.key(), server, member);
@@ -493,6 +501,7 @@ impl Apply for Plane {
     fn settle(&mut self) -> Result<(), Refusal> {
         if self.config.settle(self.generation, PATIENCE) {
             self.leaving.drain(..).for_each(|service| service.retire(super::now()));
+            self.end_orphans();
             return Ok(());
         }
         Err(Refusal::Failed(
@@ -511,7 +520,7 @@ impl Apply for Plane {
         ServerActivity {
             active: view.connections.active,
             inactive: view.connections.inactive,
-            persistent: 0,
+            persistent: view.templates,
             counters: view.traffic.into(),
             rates: self.averages.of_server(&service.key(), server),
         }
@@ -542,6 +551,17 @@ impl Apply for Plane {
 }
 
 impl Plane {
+    /// Ends what is left of removed real servers, where that is wanted.
+    fn end_orphans(&mut self) {
+        let snapshot = self.config.load();
+        if std::mem::take(&mut self.removed)
+            && snapshot.options.expire_nodest_conn
+            && snapshot.on_remove == OnRemove::Drop
+        {
+            self.destinations.end_orphans(&mut self.report.handle);
+        }
+    }
+
     /// Takes a service out of the snapshot. It lets its real servers go when no worker uses it.
     fn take_out(&mut self, key: ServiceKey) {
         let leaving = &mut self.leaving;

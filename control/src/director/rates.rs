@@ -141,6 +141,7 @@ mod tests {
             id: DestinationId(0),
             config,
             connections: Connections::default(),
+            templates: 0,
             overloaded: false,
             traffic,
         };

@@ -194,7 +194,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 fn entry(connection: &Connection<'_>, now: uvs_conntrack::Tick) -> ConnectionEntry {
     let (client, real) = (connection.client(), connection.real());
     ConnectionEntry {
-        protocol: client.protocol(),
+        protocol: connection.protocol(),
         client: client.source(),
         virtual_address: client.destination(),
         server: canonical(real.source()),

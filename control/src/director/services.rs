@@ -2,14 +2,14 @@
 //! NAT would have to leave alone.
 
 use super::plane::{destination, key, refusal};
-use crate::api::{ClientAddress, Refusal, RefuseWith, ServiceSpec};
+use crate::api::{ClientAddress, Netmask, Refusal, RefuseWith, ServiceSpec};
 use crate::options::RunOptions;
 use std::net::IpAddr;
 use std::sync::Arc;
 use uvs_engine::Snapshot;
 use uvs_engine::packet::proxy::Version;
 use uvs_engine::plan::{AddressOption, Tell};
-use uvs_engine::service::{Destinations, LocalPool, Ports, Service, Terms};
+use uvs_engine::service::{Clients, Destinations, LocalPool, Persistence, Ports, Service, Terms};
 
 /// What holds for all real servers of a service.
 pub(super) fn terms(spec: &ServiceSpec) -> Terms {
@@ -30,6 +30,13 @@ pub(super) fn terms(spec: &ServiceSpec) -> Terms {
         resets: terms.refuse == RefuseWith::Reset,
         one_packet: spec.one_packet,
         timeouts: terms.timeouts.0,
+        persistence: spec.persistent.map(|timeout| Persistence {
+            timeout,
+            clients: match spec.netmask {
+                Netmask::Ipv4(mask) => Clients::Mask(mask),
+                Netmask::Ipv6(bits) => Clients::Prefix(bits),
+            },
+        }),
     }
 }
 

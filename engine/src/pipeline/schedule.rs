@@ -47,7 +47,7 @@ impl Tracker {
         if self.is_dropped(snapshot.options.drop_rate) {
             return Verdict::Drop(Reason::Defence);
         }
-        match self.begin_connection(view, packet, parsed, service) {
+        match self.begin(view, packet, parsed, service) {
             Ok(Inserted { id, fresh: true }) if is_one_packet(view, packet, service, parsed) => {
                 self.only(view, packet, parsed, id)
             }
@@ -100,7 +100,7 @@ impl Tracker {
         if self.is_dropped(view.snapshot.options.drop_rate) {
             return Some(None);
         }
-        let inserted = self.begin_connection(view, packet, parsed, service).ok();
+        let inserted = self.begin(view, packet, parsed, service).ok();
         Some(inserted.map(|Inserted { id, .. }| Hit { id, direction: Direction::In }))
     }
 
@@ -142,6 +142,20 @@ impl Tracker {
         }
     }
 
+    fn begin(
+        &mut self,
+        view: &View<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        service: &Service,
+    ) -> Result<Inserted, Refusal> {
+        if service.is_persistent() {
+            self.begin_persistent(view, packet, parsed, service)
+        } else {
+            self.begin_connection(view, packet, parsed, service)
+        }
+    }
+
     /// Has the service choose a real server, and enters the connection in the state that its first packet gives it.
     fn begin_connection(
         &mut self,
@@ -150,37 +164,47 @@ impl Tracker {
         parsed: &Parsed,
         service: &Service,
     ) -> Result<Inserted, Refusal> {
-        let request =
-            Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 };
-        let by_error = parsed.kind == Kind::Error;
         let mut entered = Err(Reason::TableFull);
         let one_packet = is_one_packet(view, packet, service, parsed);
-        service.schedule(&request, |chosen| {
+        service.schedule(&request(view, parsed), |chosen| {
             let mut connection = new_connection(view, parsed, chosen);
-            if one_packet {
-                connection.flags |= flags::ONE_PACKET;
-                connection.timeout_seconds = NEW_CONNECTION_SECONDS;
-                connection.index_reply = false;
-            }
-            entered = if by_error && chosen.method == Method::FullNat {
-                Err(Reason::NoConnection)
-            } else if chosen.method == Method::FullNat {
-                let (locals, tell) = (chosen.locals, chosen.plan.tell);
-                self.enter_with_local_port(view, packet, parsed, locals, tell, &mut connection)
-            } else if view.snapshot.is_own_port(packet.port()) {
-                self.enter_own(view, packet, parsed, chosen, &mut connection)
-            } else {
-                self.handle.insert(&connection, view.now).map_err(|_full| Reason::TableFull)
-            };
+            entered = self.enter(view, packet, parsed, chosen, one_packet, &mut connection);
             let fresh = entered.as_ref().is_ok_and(|inserted| inserted.fresh);
-            fresh.then(|| {
-                if !one_packet {
-                    self.counters.connection(chosen.id);
-                }
-                connection.flags & flags::INACTIVE == 0
-            })
+            fresh.then_some(connection.flags & flags::INACTIVE == 0)
         })?;
         Ok(entered?)
+    }
+
+    /// Enters a connection as its method wants it, and counts it.
+    #[inline]
+    pub(super) fn enter(
+        &mut self,
+        view: &View<'_>,
+        packet: &Packet<'_>,
+        parsed: &Parsed,
+        chosen: &Chosen<'_>,
+        one_packet: bool,
+        connection: &mut NewConnection,
+    ) -> Result<Inserted, Reason> {
+        if one_packet {
+            connection.flags |= flags::ONE_PACKET;
+            connection.timeout_seconds = NEW_CONNECTION_SECONDS;
+            connection.index_reply = false;
+        }
+        let entered = if parsed.kind == Kind::Error && chosen.method == Method::FullNat {
+            Err(Reason::NoConnection)
+        } else if chosen.method == Method::FullNat {
+            let (locals, tell) = (chosen.locals, chosen.plan.tell);
+            self.enter_with_local_port(view, packet, parsed, locals, tell, connection)
+        } else if view.snapshot.is_own_port(packet.port()) {
+            self.enter_own(view, packet, parsed, chosen, connection)
+        } else {
+            self.handle.insert(connection, view.now).map_err(|_full| Reason::TableFull)
+        }?;
+        if entered.fresh && !one_packet {
+            self.counters.connection(chosen.id);
+        }
+        Ok(entered)
     }
 
     /// Enters a connection by full NAT, with a local address and port that are its alone.
@@ -237,7 +261,12 @@ impl Tracker {
 }
 
 /// Whether the datagram is scheduled for itself. Those of this host's own are not: their replies would not find back.
-fn is_one_packet(view: &View<'_>, packet: &Packet<'_>, service: &Service, parsed: &Parsed) -> bool {
+pub(super) fn is_one_packet(
+    view: &View<'_>,
+    packet: &Packet<'_>,
+    service: &Service,
+    parsed: &Parsed,
+) -> bool {
     service.is_one_packet()
         && parsed.kind != Kind::Error
         && parsed.flow.protocol() == protocol::UDP
@@ -255,15 +284,21 @@ fn is_lost_reply(view: &View<'_>, parsed: &Parsed) -> bool {
 /// How often a connection tries to get a port that nobody else gets meanwhile.
 const CLAIMS: usize = 16;
 
-/// The service that a packet to its address, port and protocol is for.
-pub(super) fn service_of<'a>(view: &View<'a>, parsed: &Parsed) -> Option<&'a Service> {
+/// The service that a packet to its address, port and protocol is for: that of its port before that of every port.
+fn service_of<'a>(view: &View<'a>, parsed: &Parsed) -> Option<&'a Service> {
     let address = parsed.flow.destination();
     let key = ServiceKey { address: address.ip(), port: address.port(), protocol: parsed.flow.protocol() };
-    view.snapshot.services.find(&key).map(AsRef::as_ref)
+    let services = &view.snapshot.services;
+    services.find(&key).or_else(|| services.find(&ServiceKey { port: 0, ..key })).map(AsRef::as_ref)
+}
+
+/// What the scheduler is told of a packet.
+pub(super) fn request(view: &View<'_>, parsed: &Parsed) -> Request {
+    Request { source: parsed.flow.source(), destination: parsed.flow.destination(), now: view.now.0 }
 }
 
 /// Why no connection was made.
-enum Refusal {
+pub(super) enum Refusal {
     NoDestination,
     NotMade(Reason),
 }
@@ -280,7 +315,7 @@ impl From<Reason> for Refusal {
     }
 }
 
-fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen<'_>) -> NewConnection {
+pub(super) fn new_connection(view: &View<'_>, parsed: &Parsed, chosen: &Chosen<'_>) -> NewConnection {
     let (client, service) = (parsed.flow.source(), parsed.flow.destination());
     let port = if chosen.address.port() == 0 { service.port() } else { chosen.address.port() };
     let server = SocketAddr::new(chosen.address.ip(), port);

@@ -5,15 +5,18 @@ use crate::snapshot::{ForwardOptions, Reuse, Snapshot};
 use uvs_conntrack::protocol::{self, tcp, udp};
 use uvs_conntrack::{Connection, Meta, NEW_CONNECTION_SECONDS, OwnTimeouts, Timeouts, flags};
 
-/// Whether the client opens a new connection from the port of this one, which is over (`is_new_conn_expected`).
+/// Whether the client opens a new connection from the port of this one: because it is over (`is_new_conn_expected`), or because
+/// it shall leave its real server, which is `quiescent` (`expire_nodest_conn`).
 #[inline]
 pub(super) fn begins_anew(
     parsed: &Parsed,
     connection: &Connection<'_>,
     meta: Meta,
     options: &ForwardOptions,
+    quiescent: impl Fn() -> bool,
 ) -> bool {
-    parsed.tcp_flags & tcp::SYN != 0 && gives_way(connection, meta, options.reuse)
+    parsed.tcp_flags & tcp::SYN != 0
+        && (gives_way(connection, meta, options.reuse) || options.expire_nodest_conn && quiescent())
 }
 
 #[cold]

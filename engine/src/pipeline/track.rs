@@ -184,13 +184,18 @@ impl Tracker {
         let destination = connection.destination();
         let available = self.destinations.is_available(destination);
         if hit.direction == Direction::In {
-            if state::begins_anew(parsed, &connection, meta, &view.snapshot.options) {
+            let quiescent = || self.destinations.is_quiescent(destination);
+            if state::begins_anew(parsed, &connection, meta, &view.snapshot.options, quiescent) {
                 self.end_connection(hit.id);
                 self.counters.count(Event::ConnectionReused, 1);
                 return self.unknown(view, packet, parsed);
             }
             if !available && view.snapshot.on_remove == OnRemove::Drop {
-                return Verdict::Drop(Reason::DestinationGone);
+                if !view.snapshot.options.expire_nodest_conn {
+                    return Verdict::Drop(Reason::DestinationGone);
+                }
+                self.end_connection(hit.id);
+                return self.unknown(view, packet, parsed);
             }
         }
         let way = match self.way(view, &connection, hit.direction, packet.port()) {

@@ -44,6 +44,8 @@ struct Runtime {
 struct Standing {
     service: AtomicU32,
     slot: AtomicU32,
+    /// Whether its weight is 0.
+    quiescent: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,8 @@ struct Load {
     noted: AtomicBool,
     /// The destination noted before it.
     next: AtomicU32,
+    /// Persistence templates that lead to it.
+    templates: AtomicU32,
 }
 
 const ACTIVE: u64 = 1 << 32;
@@ -222,13 +226,47 @@ impl Destinations {
         }
     }
 
+    /// How many persistence templates lead to the destination.
+    pub fn templates(&self, id: DestinationId) -> u32 {
+        self.runtime(id).map_or(0, |runtime| runtime.load.templates.load(Ordering::Acquire))
+    }
+
+    /// Counts a new template.
+    pub(crate) fn kept(&self, id: DestinationId) {
+        if let Some(runtime) = self.runtime(id) {
+            runtime.load.templates.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether the destination has weight 0.
+    pub(crate) fn is_quiescent(&self, id: DestinationId) -> bool {
+        self.runtime(id).is_some_and(|runtime| runtime.standing.quiescent.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_quiescent(&self, id: DestinationId, quiescent: bool) {
+        if let Some(runtime) = self.runtime(id) {
+            runtime.standing.quiescent.store(quiescent, Ordering::Relaxed);
+        }
+    }
+
+    /// The index of its slot in its service.
+    pub(super) fn slot(&self, id: DestinationId) -> Option<usize> {
+        self.runtime(id).map(|runtime| runtime.standing.slot.load(Ordering::Relaxed) as usize)
+    }
+
     /// A connection became active or inactive.
     pub(crate) fn moved(&self, id: DestinationId, active: bool) {
         self.change(id, one(active).wrapping_sub(one(!active)));
     }
 
-    /// A connection ended.
+    /// A connection or template ended.
     pub fn ended(&self, connection: &Connection<'_>) {
+        if connection.is_template() {
+            if let Some(runtime) = self.runtime(connection.destination()) {
+                runtime.load.templates.fetch_sub(1, Ordering::AcqRel);
+            }
+            return;
+        }
         self.change(connection.destination(), 0_u64.wrapping_sub(one(connection.is_active())));
         if has_local_address(connection.meta().flags()) {
             self.locals.ended(connection);
@@ -350,7 +388,8 @@ impl Destinations {
         let mut registry = self.registry();
         let mut forgotten = Vec::new();
         registry.trash.retain(|(key, _), trashed| {
-            let idle = self.connections(trashed.id) == Connections::default();
+            let idle =
+                self.connections(trashed.id) == Connections::default() && self.templates(trashed.id) == 0;
             let past = past(trashed, idle);
             if past {
                 forgotten.push((*key, trashed.id));

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use uvs_conntrack::protocol::tcp::Mode;
 use uvs_conntrack::{Limits, OwnTimeouts, SharedTable};
 use uvs_engine::plan::Tell;
-use uvs_engine::service::{Ports, Terms};
+use uvs_engine::service::{Clients, Persistence, Ports, Terms};
 use uvs_engine::snapshot::{OnRemove, Port};
 
 /// How many services there are: of each way one in each IP version.
@@ -32,6 +32,8 @@ pub fn director(input: &mut Input<'_>) -> Director {
     director.snapshot.ports = ports.map(|(port, mtu)| Port { mtu, merged: bit(2), ..port }).collect();
     director.snapshot.options.pmtu_disc = bit(3);
     director.snapshot.options.rfc6040 = bit(4);
+    director.snapshot.options.expire_quiescent_template = bit(6);
+    director.snapshot.options.expire_nodest_conn = bit(7);
     director.snapshot.on_remove = if bit(5) { OnRemove::Keep } else { OnRemove::Drop };
     let terms = input.byte();
     director.snapshot.options.sloppy_tcp = terms >> 4 & 1 == 1;
@@ -47,6 +49,14 @@ pub fn director(input: &mut Input<'_>) -> Director {
             resets: terms >> 2 & 1 == 1,
             one_packet: terms >> 3 & 1 == 1,
             timeouts: OwnTimeouts::default(),
+            persistence: (terms >> 7 & 1 == 1).then_some(Persistence {
+                timeout: 60,
+                clients: if which % 2 == 0 {
+                    Clients::Mask([255, 255, 255, 0].into())
+                } else {
+                    Clients::Prefix(64)
+                },
+            }),
         };
         let services = director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
         services.iter().for_each(|service| service.set_terms(terms));
