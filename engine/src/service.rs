@@ -197,6 +197,17 @@ pub struct ServiceView {
     pub destinations: Vec<DestinationView>,
 }
 
+/// What a service and its real servers have counted since they were added or zeroed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSums {
+    /// The service.
+    pub key: ServiceKey,
+    /// Its own sums, those of deleted real servers included.
+    pub traffic: Traffic,
+    /// Its real servers' sums, in no order.
+    pub servers: Vec<(SocketAddr, Traffic)>,
+}
+
 /// A new connection's real server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chosen<'a> {
@@ -495,6 +506,20 @@ impl Service {
     pub fn totals(&self) -> Traffic {
         let core = self.core();
         self.traffic(&core) - core.base
+    }
+
+    /// What it and its real servers have counted.
+    pub fn sums(&self) -> ServiceSums {
+        let core = self.core();
+        let counters = self.destinations.counters();
+        let mut traffic = core.departed;
+        let members = core.members.iter().flatten().map(|member| {
+            let counted = counters.traffic(member.place.id);
+            traffic += counted - member.joined;
+            (member.address, counted - member.place.base)
+        });
+        let servers = members.collect();
+        ServiceSums { key: self.key, traffic: traffic - core.base, servers }
     }
 
     fn listed(

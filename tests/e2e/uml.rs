@@ -11,10 +11,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use uvs::control::settings::{Honoured, Setting};
 use uvs::engine::link::pcap::Reader;
 
 pub(crate) const TESTS: Tests = &[
     ("the_self_test_by_the_kernel", || in_guest(self_test_by_the_kernel)),
+    ("the_kernels_settings_are_ours", || in_guest(settings)),
     ("the_self_test_by_packet_sockets", || in_guest(self_test_by_us)),
     ("real_servers_that_are_the_director", || in_guest(local_real_servers)),
     ("nat_by_rr", || in_guest(|guest| the_same_frames(guest, "rr", "-m"))),
@@ -74,6 +76,35 @@ impl Drop for Guest {
     fn drop(&mut self) {
         let _was_never_made = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Our settings have the kernel's defaults and take what it takes; those that mean nothing here are there, too.
+fn settings(guest: &Guest) -> Outcome {
+    const VALUES: [i32; 7] = [i32::MIN, -1, 0, 1, 3, 4, i32::MAX];
+    let names: Vec<_> = Setting::ALL.iter().map(|setting| setting.name()).collect();
+    let values = VALUES.map(|value| value.to_string());
+    let script = format!(
+        "modprobe ip_vs; cd /proc/sys/net/ipv4/vs; for key in {}; do echo $key = $(cat $key); for value in {}; do \
+         if (echo $value >$key) 2>/dev/null; then echo $key takes $value; fi; done; done",
+        names.join(" "),
+        values.join(" ")
+    );
+    let said = guest.run(&["sh", "-c", &script])?;
+    // The kernel says goodbye, too.
+    let answers = said.lines().filter(|line| line.contains(" = ") || line.contains(" takes "));
+    let answers: String = answers.map(|line| format!("{line}\n")).collect();
+    let mut expected = String::new();
+    for setting in Setting::ALL {
+        let name = setting.name();
+        let is_fixed = matches!(setting.honoured(), Honoured::Always(_));
+        // What this one would have the kernel do is as it is here, always.
+        let usual = if *setting == Setting::IgnoreTunneled { 0 } else { setting.default_value() };
+        expected.push_str(&format!("{name} = {usual}\n"));
+        for value in VALUES.iter().filter(|value| is_fixed || setting.fault(**value).is_none()) {
+            expected.push_str(&format!("{name} takes {value}\n"));
+        }
+    }
+    check(answers == expected, format!("the kernel said\n{said}expected was\n{expected}"))
 }
 
 /// Whether the script tests what the kernel's does.

@@ -136,7 +136,7 @@ impl Plane {
         let snapshot = self.config.load();
         if self.settings.get(Setting::RunEstimation) != 0 {
             let total = self.destinations.counters().total();
-            self.averages.update(total, snapshot.services.iter().map(|service| service.view()));
+            self.averages.update(total, snapshot.services.iter().map(|service| service.sums()));
         }
         self.report.load.sample();
         self.release_idle();
