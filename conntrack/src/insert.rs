@@ -380,6 +380,15 @@ impl<S: Storage> Handle<S> {
         self.allocator.give_up(id);
     }
 
+    /// A connection that is live, whose maker has not looked yet who else has its replies.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn make_live(&mut self, new: &NewConnection, now: Tick) -> ConnId {
+        let id = self.prepare(new, now).expect("room");
+        let hash = self.hash(&new.client);
+        assert!(self.put(hash, Reference::new(id, Direction::In)) && self.commit(id));
+        id
+    }
+
     /// Puts a connection under `template`'s control. `false`: that has ended.
     ///
     /// Expiry ends what controls nothing in three steps: it clears the bit set here, then reads the count raised here, then

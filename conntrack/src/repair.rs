@@ -4,7 +4,7 @@
 //! live entries follow the free entries, the bounds for expiry, who controls how many, and, unless the last process
 //! finished in order, the index.
 
-use crate::connection::{Class, ConnId};
+use crate::connection::{Class, ConnId, Connection};
 use crate::flow::Direction;
 use crate::index::{Levels, Reference};
 use crate::layout::{CHUNK, GROW_AT, Geometry, MAX_CONNECTIONS};
@@ -130,24 +130,104 @@ fn rebuild_index<S: Storage>(table: &Table<S>, slots: u64, first_level: u32, max
     let needed = slots.div_ceil(GROW_AT).next_power_of_two().trailing_zeros();
     let level = needed.clamp(first_level, max_level);
     header.levels.store(Levels::stable(level).0, Release);
-    for id in all(table) {
-        let Some(connection) = table.connection(id) else { continue };
+    let put = |connection: &Connection<'_>, direction| {
+        let hash = table.secret.hash(&connection.flow(direction));
+        table.index().put(hash, Reference::new(connection.id(), direction), level)
+    };
+    let live =
+        || all(table).filter_map(|id| table.connection(id)).filter(|it| it.meta().phase() == Phase::Live);
+    // Who claims its replies comes before who shares them.
+    for connection in live() {
         let meta = connection.meta();
-        if meta.phase() != Phase::Live {
-            continue;
-        }
-        let put = |direction| {
-            let hash = table.secret.hash(&connection.flow(direction));
-            table.index().put(hash, Reference::new(id, direction), level)
-        };
-        let found = put(Direction::In);
-        if meta.has_replies() {
-            put(Direction::Out);
+        let found = put(&connection, Direction::In);
+        if meta.has_exclusive_reply() {
+            put(&connection, Direction::Out);
         }
         if !found {
             // Beyond all likelihood: it cannot be reached, so it may as well expire now.
             connection.entry.head().meta.store(meta.with_timeout(0).0, Relaxed);
-            table.dues.lower(id, connection.seen());
+            table.dues.lower(connection.id(), connection.seen());
+        }
+    }
+    for connection in live().filter(|it| it.meta().has_replies() && !it.meta().has_exclusive_reply()) {
+        let taken = share_reply(table, &connection);
+        if !taken {
+            put(&connection, Direction::Out);
+        }
+    }
+}
+
+/// Whether another connection is found by the same reply flow. One that claims it was never to share it: the killed process had
+/// not looked yet. Of others that one is found which had the last packet.
+fn share_reply<S: Storage>(table: &Table<S>, connection: &Connection<'_>) -> bool {
+    let flow = connection.flow(Direction::Out);
+    let reference = Reference::new(connection.id(), Direction::Out);
+    let claimed = table.index().search(table.secret.hash(&flow), |found| {
+        if found.reference.direction() != Direction::Out {
+            return None;
+        }
+        let other =
+            table.connection(found.reference.id()).filter(|other| other.flow(Direction::Out) == flow)?;
+        let claimed = other.meta().has_exclusive_reply();
+        if !claimed && connection.seen().since(other.seen()) > 0 {
+            found.bucket.replace(found.slot, found.reference, reference);
+        }
+        Some(claimed)
+    });
+    if claimed == Some(true) {
+        connection.entry.head().meta.store(connection.meta().without_replies().0, Relaxed);
+    }
+    claimed.is_some()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::insert::NewConnection;
+    use crate::{DestinationId, Flow, Limits, Tick};
+    use std::sync::Arc;
+
+    const LIMITS: Limits = Limits { connections4: 100, connections6: 100, destinations: 1, first_buckets: 4 };
+
+    fn connection(port: u16, exclusive_reply: bool) -> NewConnection {
+        let client = ([192, 0, 2, 1], 1000).into();
+        let flow = Flow::new(client, ([203, 0, 113, 1], port).into(), 6);
+        let real = Flow::new(([10, 0, 0, 1], 80).into(), client, 6);
+        NewConnection { exclusive_reply, ..NewConnection::new(flow, real, DestinationId(0)) }
+    }
+
+    #[test]
+    fn replies_are_of_who_claims_them_or_had_the_last_packet() {
+        for (what, exclusive, seen, expected) in [
+            ("the second claims them, the first was killed before it looked", [false, true], [5, 1], 1),
+            ("the first claims them, the second was killed before it looked", [true, false], [1, 5], 0),
+            ("the second is the newer", [false, false], [1, 5], 1),
+            ("the first was heard of later", [false, false], [5, 1], 0),
+        ] {
+            let mut table = Table::on_heap(LIMITS).expect("a small table");
+            let mut handle = table.handle().expect("the first handle");
+            let ids: Vec<_> = (0..2)
+                .map(|n| {
+                    // As it is when a worker is killed with two connections live and their replies not settled.
+                    let (new, port) = (connection(80, exclusive[n]), 80 + u16::try_from(n).unwrap_or(0));
+                    let new = NewConnection { client: connection(port, false).client, ..new };
+                    handle.make_live(&new, Tick(seen[n]))
+                })
+                .collect();
+            drop(handle);
+            take_over(Arc::get_mut(&mut table).expect("nobody uses it")).expect("it is whole");
+            let handle = table.handle().expect("a handle");
+            let real = connection(80, false).real;
+            assert_eq!(handle.find(&real).map(|hit| hit.id), Some(ids[expected]), "{what}");
+            for (id, claims) in ids.iter().zip(exclusive) {
+                let meta = handle.connection(*id).expect("live").meta();
+                let replies = claims || exclusive == [false, false];
+                assert_eq!(meta.has_replies(), replies, "{what}");
+            }
+            // And it goes with its own connection, not with the other.
+            let mut handle = handle;
+            handle.remove(ids[1 - expected]);
+            assert_eq!(handle.find(&real).map(|hit| hit.id), Some(ids[expected]), "{what}");
         }
     }
 }
