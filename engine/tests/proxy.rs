@@ -231,6 +231,21 @@ fn a_first_datagram_that_gets_too_long_is_fragmented() {
     }
 }
 
+/// A datagram that cannot have the header is not the first: what comes after it does not stand in the header's place.
+#[test]
+fn a_datagram_without_room_for_the_header_is_not_the_first() {
+    let [_, plan] = plans();
+    let mut lab = telling(&plan, Version::Two);
+    let long = Frame { payload: vec![5; 1400], ..Frame::from_client(&plan, UDP, 0) };
+    // It had to be sent in fragments, each with this header.
+    let long = edit::with_extensions(long.bytes(), &[(60, &[1, 4, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0, 0, 0, 0])]);
+    assert_eq!(lab.director.run(CLIENTS, &long).0, Verdict::Drop(Reason::NoRoom));
+    let next = Frame::from_client(&plan, UDP, 0);
+    let (verdict, out) = lab.director.run(CLIENTS, &next.bytes());
+    assert_eq!(verdict, TO_SERVERS);
+    assert_eq!(parse(&payload_of(&out)), (plan.client, plan.service, &next.payload[..]));
+}
+
 /// A first datagram that comes in fragments leaves in fragments, the later ones behind the header, in whichever order.
 #[test]
 fn fragments_of_the_first_datagram_move_behind_the_header() {

@@ -151,12 +151,19 @@ fn datagram(
     telling: &Telling<'_>,
 ) -> Result<(), Reason> {
     let header = header(passage.found);
-    if !passage.found.connection.clear(flags::TELL) {
-        return Ok(());
-    }
     let (at, more) = (parsed.transport(), header.len());
     let old = u16::try_from(parsed.transport_len()).map_err(|_| Reason::NoRoom)?;
     let new = u16::try_from(parsed.transport_len() + more).map_err(|_| Reason::NoRoom)?;
+    let packet_len = parsed.packet_len() + more;
+    // Who sent it does not know of the header, and could not make it shorter.
+    let split = packet_len > passage.egress.mtu as usize;
+    // One that cannot have the header is not the first: nothing of what the client says stands in the header's place.
+    if packet_len > usize::from(u16::MAX) || split && !can_be_split(packet, parsed)? {
+        return Err(Reason::NoRoom);
+    }
+    if !passage.found.connection.clear(flags::TELL) {
+        return Ok(());
+    }
     if !open(packet, parsed, at + udp::HEADER_LEN, more)? {
         return Err(Reason::NoRoom);
     }
@@ -167,25 +174,25 @@ fn datagram(
     let length = Delta::default().word16(old.to_be(), new.to_be());
     let delta = length.plus(length).word16(0, Sum::of(&header).fold());
     Udp::parse_mut(frame, at)?.set_len(new, delta);
-    let packet_len = parsed.packet_len() + more;
-    if packet_len > passage.egress.mtu as usize {
-        // Who sent it does not know of the header, and could not make it shorter.
-        let network = parsed.network();
-        match parsed.flow {
-            Flow::V4(_) => Ipv4::parse_mut(frame, network)?.let_fragment(),
-            // Which extension headers each fragment would have to have, nobody looks for.
-            Flow::V6(_) => {
-                let next = Ipv6::parse(frame, network)?.next_header();
-                let known = if next == ipv6::FRAGMENT { ipv6::FRAGMENT_HEADER_LEN } else { 0 };
-                if at != network + ipv6::HEADER_LEN + known {
-                    return Err(Reason::NoRoom);
-                }
-            }
-        }
+    if split && matches!(parsed.flow, Flow::V4(_)) {
+        Ipv4::parse_mut(frame, parsed.network())?.let_fragment();
     }
     telling.resized.set(Some(Resized { more, packet_len }));
     telling.counters.count(Event::ClientTold, 1);
     Ok(())
+}
+
+/// Whether the packet can leave in fragments: which extension headers each would have to have, nobody looks for.
+fn can_be_split(packet: &Packet<'_>, parsed: &Parsed) -> Result<bool, Reason> {
+    let network = parsed.network();
+    Ok(match parsed.flow {
+        Flow::V4(_) => true,
+        Flow::V6(_) => {
+            let next = Ipv6::parse(packet.frame(), network)?.next_header();
+            let known = if next == ipv6::FRAGMENT { ipv6::FRAGMENT_HEADER_LEN } else { 0 };
+            parsed.transport() == network + ipv6::HEADER_LEN + known
+        }
+    })
 }
 
 /// Puts the header before a segment's payload; its sequence number stays.
