@@ -343,6 +343,8 @@ fn what_cannot_be(world: &mut World) -> Outcome {
     for (line, sentence) in [
         (format!("start --vip {own} --method dr"), "is an address of eth0"),
         ("start --vip 224.0.0.1 --method dr".into(), "cannot be a virtual address"),
+        ("start --vip 203.0.113.255 --method dr".into(), "cannot be a virtual address"),
+        ("start --vip ::ffff:192.0.2.1 --method dr".into(), "cannot be a virtual address"),
         (format!("start --vip {vip} --method tun --tun-type gue"), "needs --tun-port"),
         (format!("start --vip {vip} --method dr --tun-port 5"), "are for --method tun only"),
         (

@@ -431,6 +431,9 @@ impl Apply for Plane {
 
     fn add_local(&mut self, id: &ServiceId, address: IpAddr) -> Result<(), Refusal> {
         let service = self.service(id)?;
+        if self.kernel.is_broadcast(address) {
+            return Err(Refusal::Invalid);
+        }
         if self.locals.add(service.key(), address) {
             if let Err(error) = self.steering.add_source(address) {
                 self.locals.remove(service.key(), address);

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use state::Want;
 use std::net::IpAddr;
 use std::{fmt, io};
+use uvs_engine::service::is_one_host;
 
 /// How a director's packets reach this real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,15 +130,7 @@ fn hint(source: &io::Error) -> &'static str {
 /// # Errors
 /// When something cannot be put in place; then nothing of a first start stays.
 pub fn start(vip: IpAddr, method: Method) -> Result<Vec<String>, Error> {
-    let unicast = match vip {
-        IpAddr::V4(ip) => {
-            !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback())
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || ip.is_unicast_link_local())
-        }
-    };
-    if !unicast {
+    if !is_one_host(vip) || vip.is_loopback() || state::is_broadcast(vip)? {
         return Err(Error::NotUnicast(vip));
     }
     if let Some(device) = state::device_with(vip)?.into_iter().find(|device| device != state::LOOPBACK) {

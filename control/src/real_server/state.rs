@@ -5,6 +5,7 @@ use super::{Encapsulation, Error, Method, decapsulate, sysctl};
 use crate::netlink::{AddressChange, Client};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
+use nix::sys::socket::SockaddrStorage;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -194,6 +195,17 @@ pub(super) fn device_with(address: IpAddr) -> Result<BTreeSet<String>, Error> {
         v4.or(v6) == Some(address)
     });
     Ok(with.map(|entry| entry.interface_name).collect())
+}
+
+/// Whether an address is that of all hosts of a subnet of this host.
+pub(super) fn is_broadcast(address: IpAddr) -> Result<bool, Error> {
+    let mut all = getifaddrs().map_err(|error| Error::os("list the addresses of this host")(error.into()))?;
+    Ok(all.any(|entry| {
+        let v4 = |address: &Option<SockaddrStorage>| Some(address.as_ref()?.as_sockaddr_in()?.ip().to_bits());
+        let (Some(own), Some(mask)) = (v4(&entry.address), v4(&entry.netmask)) else { return false };
+        // Two hosts have a subnet without such an address (RFC 3021).
+        mask.count_ones() <= 30 && IpAddr::from(Ipv4Addr::from_bits(own | !mask)) == address
+    }))
 }
 
 /// Whether there is a device of this name.
