@@ -5,9 +5,9 @@
 //! `ipvsadm -L --nosort` shows and which decides between services that ipvsadm's comparison cannot tell apart.
 
 use crate::api::{
-    Family, LocalActivity, LocalEntry, Method, Netmask, Protocol, Refusal, Request, Response, ServerActivity,
-    ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec, Statistics, Timeouts,
-    TunnelKind,
+    ClientAddress, Family, LocalActivity, LocalEntry, Method, Netmask, Protocol, Refusal, Request, Response,
+    ServerActivity, ServerEntry, ServerSpec, ServiceActivity, ServiceEntry, ServiceId, ServiceSpec,
+    Statistics, Timeouts, TunnelKind,
 };
 use crate::settings::{Setting, Settings};
 use std::collections::{BTreeMap, HashMap};
@@ -244,6 +244,9 @@ impl<A: Apply> Registry<A> {
             return Err(Refusal::NoSuchService);
         }
         self.check_service(&spec)?;
+        let mut servers =
+            self.services.get(&spec.id).into_iter().flat_map(|service| service.servers.in_order.values());
+        servers.try_for_each(|server| check_told(&spec, server))?;
         self.plane.edit_service(&spec)?;
         if let Some(service) = self.services.get_mut(&spec.id) {
             service.spec = spec;
@@ -268,6 +271,7 @@ impl<A: Apply> Registry<A> {
             return Err(Refusal::Invalid);
         }
         self.check_method(&server)?;
+        check_told(&service.spec, &server)?;
         self.plane.add_server(id, &server)?;
         if let Some(service) = self.services.get_mut(id) {
             service.servers.add(server);
@@ -282,6 +286,7 @@ impl<A: Apply> Registry<A> {
             return Err(Refusal::NoSuchServer);
         }
         self.check_method(&server)?;
+        check_told(&service.spec, &server)?;
         self.plane.edit_server(id, &server)?;
         if let Some(service) = self.services.get_mut(id) {
             service.servers.replace(server);
@@ -474,6 +479,20 @@ fn check_server(service: &ServiceId, server: &ServerSpec) -> Result<(), Refusal>
         Method::Tunnel(tunnel) if tunnel.kind == TunnelKind::Gue && tunnel.port == 0 => Err(Refusal::Invalid),
         _ => Ok(()),
     }
+}
+
+/// A real server that expects a header of the PROXY protocol takes nothing without one.
+fn check_told(service: &ServiceSpec, server: &ServerSpec) -> Result<(), Refusal> {
+    let by_header =
+        matches!(service.terms.client_address, Some(ClientAddress::ProxyV1 | ClientAddress::ProxyV2));
+    if by_header && server.method != Method::FullNat {
+        return Err(Refusal::Unsupported(
+            "the service's client address is told by the PROXY protocol, which only full NAT speaks: add this real server by it, \
+             or to a service of its own"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 impl Servers {

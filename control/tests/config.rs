@@ -114,6 +114,15 @@ fn every_fault_is_told_with_its_place() {
             &["2:11: found UDP 192.0.2.1:80: version 1 of the PROXY protocol is for TCP only: use proxy-v2"],
         ),
         (
+            &format!(
+                "{service}client_address = \"proxy-v2\"\n[[service.server]]\naddress = \"10.0.0.2:80\"\nmethod = \"nat\"\n"
+            ),
+            &[
+                "5:11: found 10.0.0.2:80: the service's client address is told by the PROXY protocol, which only full NAT speaks: \
+               add this real server by it, or to a service of its own",
+            ],
+        ),
+        (
             &format!("{service}one_packet = true\n"),
             &["2:11: found TCP 192.0.2.1:80: one-packet scheduling is for UDP services only"],
         ),
@@ -348,6 +357,9 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
                 let mut servers: Vec<_> = servers.into_values().collect();
                 servers.sort_by_key(|server| server.address);
                 servers.dedup_by_key(|server| server.address);
+                if let Some(ClientAddress::ProxyV1 | ClientAddress::ProxyV2) = service.terms.client_address {
+                    servers.clear();
+                }
                 (service, servers)
             })
         },
