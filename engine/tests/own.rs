@@ -4,89 +4,18 @@
 
 mod director;
 
+use director::own::*;
 use director::*;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use uvs_engine::forward::Method;
-use uvs_engine::nexthop::{Route, Target};
-use uvs_engine::service::{LocalPool, Ports};
-use uvs_engine::snapshot::{OwnTraffic, Port};
-use uvs_engine::verdict::Neighbour;
-use uvs_engine::{PortId, Reason, Verdict};
+use uvs_engine::{Reason, Verdict};
 
-/// The device by which this host's own packets come and go.
-const OWN: PortId = PortId(2);
-const OWN_MAC: [u8; 6] = [2, 0xd, 0, 0, 0, 2];
 const TO_OWN: Verdict = Verdict::Transmit(OWN);
 const TO_CLIENTS: Verdict = Verdict::Transmit(CLIENTS);
 const TO_SERVERS: Verdict = Verdict::Transmit(SERVERS);
 
-/// The ports that real servers see this host's own connections come from.
-const PORTS: std::ops::RangeInclusive<u16> = 6000..=6003;
-
-/// A director that has the virtual addresses itself, and sees what its own sockets send.
 fn director() -> Director {
-    let mut director = Director::new();
-    let route = |text: &str, target| {
-        let (network, length) = text.split_once('/').unwrap();
-        Route { network: network.parse().unwrap(), length: length.parse().unwrap(), target }
-    };
-    let gateway = Neighbour { port: CLIENTS, address: "10.0.0.2".parse().unwrap() };
-    let local = ["10.0.0.100/32", "172.16.0.9/32", "172.16.0.254/32", "127.0.0.0/8", "::1/128"];
-    let local6 = ["fd00:1::100/128", "fd00:2::9/128", "fd00:2::254/128"];
-    let routes = [
-        route("10.0.0.0/24", Target::OnLink(CLIENTS)),
-        route("172.16.0.0/24", Target::OnLink(SERVERS)),
-        route("0.0.0.0/0", Target::Via(gateway)),
-        route("fd00:1::/64", Target::OnLink(CLIENTS)),
-        route("fd00:2::/64", Target::OnLink(SERVERS)),
-    ];
-    let here = local.into_iter().chain(local6).map(|text| route(text, Target::Local));
-    let routes = director.snapshot.routes.with_routes(routes.into_iter().chain(here));
-    director.snapshot.routes = Arc::new(routes);
-    let own = Port {
-        ifindex: 9,
-        name: "own".into(),
-        mac: OWN_MAC,
-        mtu: 65_521,
-        up: true,
-        addresses: [None; 2],
-        merged: false,
-    };
-    director.snapshot.ports = director.snapshot.ports.iter().cloned().chain([own]).collect();
-    let mut addresses: Vec<IpAddr> =
-        ["10.0.0.100", "172.16.0.9", "fd00:1::100", "fd00:2::9"].map(|it| it.parse().unwrap()).into();
-    addresses.sort();
-    director.snapshot.own = addresses.into();
-    let sources = [DIRECTOR4, DIRECTOR6].concat();
-    set_sources(&mut director, &sources);
-    director
-}
-
-/// The addresses that this host's own connections may come from.
-fn set_sources(director: &mut Director, addresses: &[&str]) {
-    let source = |text: &&str| {
-        let address: IpAddr = text.parse().unwrap();
-        let local = director.destinations.locals().enter(address);
-        (address, LocalPool::new(vec![(local, Ports::new([PORTS]))]))
-    };
-    let sources = addresses.iter().map(source).collect();
-    director.snapshot.own_traffic = Some(OwnTraffic { port: OWN, sources });
-}
-
-/// The plans, with the client at the virtual address itself.
-fn own_plans() -> [Plan; 2] {
-    plans().map(|plan| Plan { client: SocketAddr::new(plan.service.ip(), 40000), ..plan })
-}
-
-/// From a socket of this host.
-fn from_own(plan: &Plan, protocol: u8, flags: u8) -> Frame {
-    Frame { to_mac: OWN_MAC, from_mac: [0; 6], ..Frame::from_client(plan, protocol, flags) }
-}
-
-/// To a socket of this host.
-fn to_own(frame: Frame) -> Frame {
-    Frame { to_mac: OWN_MAC, from_mac: OWN_MAC, ttl: frame.ttl - 1, ..frame }
+    Director::new().with_own_traffic()
 }
 
 /// The director's address on the real servers' side, and the port that a packet comes from there.
@@ -216,7 +145,7 @@ fn the_services_address_is_the_last_choice() {
             [(Method::Nat, TO_SERVERS), (Method::Direct, Verdict::Drop(Reason::NoLocalAddress))]
         {
             let mut director = director();
-            set_sources(&mut director, &[&plan.service.ip().to_string()]);
+            director.set_sources(&[&plan.service.ip().to_string()]);
             let [_, udp] = director.serve(plan.service);
             udp.add(&destination(plan.server, method, &plan)).unwrap();
             let (verdict, _) = director.run(OWN, &from_own(&plan, UDP, 0).bytes());

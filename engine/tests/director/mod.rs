@@ -9,6 +9,7 @@
 pub mod edit;
 pub mod full_nat;
 pub mod oracle;
+pub mod own;
 pub mod report;
 pub mod tcp;
 pub mod ways;

@@ -3,6 +3,7 @@
 use super::input::Input;
 use super::world;
 use crate::director::edit::{LINK, is_v4, resum, seal, with_extensions, with_options, with_tcp_options};
+use crate::director::own::{OWN, OWN_MAC};
 use crate::director::report::{Report, routers};
 use crate::director::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,17 +28,24 @@ pub fn raw(input: &mut Input<'_>) -> (PortId, Vec<u8>) {
 }
 
 /// A client's or a real server's packet, with what may be odd about it.
-pub fn made(input: &mut Input<'_>) -> (PortId, Making) {
+pub fn made(with_own: bool, input: &mut Input<'_>) -> (PortId, Making) {
     let plan = world::plan(input.below(world::SERVICES));
     let protocol = [TCP, UDP][input.below(2)];
     let flags = [SYN, ACK, FIN | ACK, RST, SYN | ACK, 0, SYN | FIN][input.below(7)];
     let from_client = input.below(4) > 0;
-    let (port, mut frame) = if from_client {
+    let (outside, mut frame) = if from_client {
         (CLIENTS, Frame::from_client(&plan, protocol, flags))
     } else {
         (SERVERS, Frame::from_server(&plan, protocol, flags))
     };
-    frame.from.set_port(frame.from.port() + u16::from(input.byte() % 4));
+    let choice = input.byte();
+    frame.from.set_port(frame.from.port() + u16::from(choice % 4));
+    let port = if with_own && choice >> 6 == 3 {
+        frame = by_own(frame, &plan, from_client);
+        OWN
+    } else {
+        outside
+    };
     if from_client && input.below(16) == 1 {
         frame.from.set_ip(odd_source(&plan, input));
     }
@@ -65,6 +73,17 @@ pub fn made(input: &mut Input<'_>) -> (PortId, Making) {
     }
     let frame = if bytes.len() < LINK { bytes } else { edit::tagged(bytes, tags) };
     (port, Making { frame, good })
+}
+
+/// The same from a socket of this host.
+fn by_own(frame: Frame, plan: &Plan, from_client: bool) -> Frame {
+    let mut from = frame.from;
+    if from_client {
+        from.set_ip(plan.service.ip());
+    } else {
+        from = at(if plan.service.is_ipv4() { "172.16.0.9:8080" } else { "[fd00:2::9]:8080" });
+    }
+    Frame { from, to_mac: OWN_MAC, from_mac: [0; 6], ..frame }
 }
 
 fn odd_source(plan: &Plan, input: &mut Input<'_>) -> IpAddr {

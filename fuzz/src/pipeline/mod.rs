@@ -5,6 +5,7 @@ mod frames;
 mod input;
 mod world;
 
+use crate::director::own::OWN;
 use crate::director::{CLIENTS, Director, SERVERS, oracle};
 use frames::Making;
 use input::Input;
@@ -28,7 +29,7 @@ struct Run {
     /// Frames that are free when nothing is held.
     free: usize,
     /// By port, the last frame sent.
-    last: [Vec<u8>; 2],
+    last: [Vec<u8>; 3],
     /// Whether a frame may wait that is not what it should be.
     doubtful: bool,
     drops: u64,
@@ -55,14 +56,15 @@ impl Run {
         let config = Config::new(other.snapshot.clone());
         let second = other.another_pipeline();
         let first = std::mem::replace(&mut other.pipeline, second);
-        let worker = Offline::new(&config, 2, first).expect("memory for one worker");
+        let ports = u16::try_from(other.snapshot.ports.len()).unwrap_or(0);
+        let worker = Offline::new(&config, ports, first).expect("memory for one worker");
         let free = worker.free_frames();
         let mut run = Run {
             worker,
             other,
             now: Duration::ZERO,
             free,
-            last: [vec![], vec![]],
+            last: [vec![], vec![], vec![]],
             doubtful: false,
             drops: 0,
         };
@@ -82,7 +84,10 @@ impl Run {
                 self.receive(port, &frame, false);
             }
             2 => {
-                let from = input.below(2);
+                let from = match input.below(2) {
+                    0 if !self.last[usize::from(OWN.0)].is_empty() => usize::from(OWN.0),
+                    other => other,
+                };
                 if let Some(frame) = frames::answer(&self.last[from], input) {
                     self.submit(PortId(u16::try_from(from).unwrap_or(0)), frame, input);
                 }
@@ -94,7 +99,7 @@ impl Run {
                 }
             }
             _ => {
-                let (port, making) = frames::made(input);
+                let (port, making) = frames::made(self.other.snapshot.own_traffic.is_some(), input);
                 self.submit(port, making, input);
             }
         }
@@ -156,7 +161,7 @@ impl Run {
         if good && let Err(wrong) = oracle::verify(&frame) {
             panic!("{wrong} in {frame:02x?}");
         }
-        self.last[usize::from(port.0 == SERVERS.0)] = frame;
+        self.last[usize::from(port.0)] = frame;
     }
 
     /// Judges a frame that lies in parts of any length, in the middle of its memory.
@@ -181,7 +186,7 @@ impl Run {
         assert!(buffer[HEADROOM + first..].iter().all(|byte| *byte == GUARD), "written behind the frame");
         match verdicts[0] {
             Verdict::Transmit(port) => {
-                assert!(port == CLIENTS || port == SERVERS, "{port:?}");
+                assert!([CLIENTS, SERVERS, OWN].contains(&port), "{port:?}");
                 self.sent(port, out, good);
             }
             Verdict::Drop(_) => self.drops += 1,

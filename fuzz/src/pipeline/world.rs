@@ -6,8 +6,9 @@ use crate::director::*;
 use std::net::SocketAddr;
 use uvs_conntrack::protocol::tcp::Mode;
 use uvs_conntrack::{Limits, OwnTimeouts, SharedTable};
+use uvs_engine::forward::Method;
 use uvs_engine::plan::Tell;
-use uvs_engine::service::{Clients, Persistence, Ports, Terms};
+use uvs_engine::service::{Clients, DestinationConfig, Persistence, Ports, Terms};
 use uvs_engine::snapshot::{OnRemove, Port};
 
 /// How many services there are: of each way one in each IP version.
@@ -22,7 +23,7 @@ pub fn plan(which: usize) -> Plan {
 
 /// Its devices and options are what `input` says.
 pub fn director(input: &mut Input<'_>) -> Director {
-    let limits = Limits { connections4: 200, connections6: 200, destinations: 100, first_buckets: 4 };
+    let limits = Limits { connections4: 200, connections6: 200, destinations: 200, first_buckets: 4 };
     let table = SharedTable::create_seeded(limits, [1, 2, 3, 4]).expect("memory for a table");
     let mut director = Director::in_table(table);
     let choice = input.byte();
@@ -60,6 +61,19 @@ pub fn director(input: &mut Input<'_>) -> Director {
         };
         let services = director.serve_by(way, &plan(which), server, &Ports::new([7000..=7015]));
         services.iter().for_each(|service| service.set_terms(terms));
+    }
+    if bit(6) { with_own(director, bit(7)) } else { director }
+}
+
+/// This host's own packets come by a device of its own, too; it may be a real server of each service.
+fn with_own(director: Director, local_server: bool) -> Director {
+    let director = director.with_own_traffic();
+    if local_server {
+        for service in director.snapshot.services.iter() {
+            let v4 = service.key().address.is_ipv4();
+            let server = at(if v4 { "172.16.0.9:8080" } else { "[fd00:2::9]:8080" });
+            service.add(&DestinationConfig::new(server, Method::Nat)).expect("room for one more");
+        }
     }
     director
 }
