@@ -60,7 +60,7 @@ impl Stream {
     pub(crate) fn run(mut self, mut peer: &UnixStream) -> io::Result<()> {
         peer.set_nonblocking(true)?;
         let (mut blocks, mut sent) = (self.header(), 0);
-        let mut ended: Option<Instant> = None;
+        let (mut ended, mut told_all): (Option<Instant>, _) = (None, false);
         loop {
             let sending = sent < blocks.len();
             let found = wait(peer, sending, ended.is_none())?;
@@ -74,7 +74,11 @@ impl Stream {
                 let last = ended.is_some_and(|since| since.elapsed() >= PERIOD);
                 (blocks, sent) = (self.next(), 0);
                 if last && blocks.is_empty() {
-                    return Ok(());
+                    if told_all {
+                        return Ok(());
+                    }
+                    blocks = self.losses();
+                    told_all = true;
                 }
             }
             let enough = found.contains(PollFlags::POLLIN) && has_enough(peer)?;
@@ -115,7 +119,7 @@ impl Stream {
             };
             pcap::pcapng_packet(&mut blocks, &frame);
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = now();
         for ((interface, lost), told) in (0..).zip(self.feed.lost()).zip(&mut self.told) {
             if lost != *told {
                 *told = lost;
@@ -124,6 +128,19 @@ impl Stream {
         }
         blocks
     }
+
+    /// What was lost of every interface. It comes last: a peer that did not get all of it knows that the director died.
+    fn losses(&self) -> Vec<u8> {
+        let (mut blocks, now) = (Vec::new(), now());
+        for (interface, lost) in (0..).zip(&self.told) {
+            pcap::pcapng_statistics(&mut blocks, interface, now, *lost);
+        }
+        blocks
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The devices with these names, or all.

@@ -27,6 +27,7 @@ pub(crate) const TESTS: Tests = &[
     ("several_at_once_and_one_is_killed", || in_default_world(several_at_once)),
     ("who_does_not_read", || in_default_world(who_does_not_read)),
     ("read_by_tcpdump", || in_default_world(read_by_tcpdump)),
+    ("the_director_dies", || in_default_world(the_director_dies)),
     ("the_director_ends", || in_default_world(the_director_ends)),
     ("two_signals_at_once", || in_default_world(two_signals_at_once)),
     ("odd_commands", || in_default_world(odd_commands)),
@@ -317,6 +318,17 @@ fn the_director_ends(world: &mut World) -> Outcome {
     let (captured, lost) = counts(&said)?;
     check(captured > 0 && lost == 0, said)?;
     check(file.frames()?.len() as u64 == captured, "the file has other frames")
+}
+
+fn the_director_dies(world: &mut World) -> Outcome {
+    world.balance(V4, "rr", &[1, 1])?;
+    let mut capture = capture(world, "")?;
+    run(world, &load(world.service(V4), 20, false))?;
+    wait::until("frames to be shown", LIMIT, || capture.stdout().contains(" out "))?;
+    world.director.kill()?;
+    let status = capture.wait(LIMIT)?;
+    let said = capture.stderr();
+    check(status.code() == Some(1) && said.contains("the director died"), format!("{status}: {said}"))
 }
 
 /// Runs a shell's line, in which `$UVS` is the binary, to its end.

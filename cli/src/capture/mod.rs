@@ -151,6 +151,13 @@ impl Capture {
                     self.frames += 1;
                     self.last = record.time;
                 }
+                // What was lost is told at the end.
+                None if self.reader.interfaces().iter().any(|interface| interface.lost.is_none()) => {
+                    if self.asked.load(Relaxed) {
+                        break;
+                    }
+                    bail!("the director died");
+                }
                 None => {
                     if !self.asked.load(Relaxed) {
                         tell!("uvs capture: the director ended");
