@@ -5,7 +5,6 @@
 
 mod bell;
 mod crew;
-mod cut;
 mod handoff;
 mod hands;
 mod hold;

@@ -118,6 +118,26 @@ impl Client {
         hear_errors(&self.socket, v4)
     }
 
+    /// Sends each of `questions`, which are of one length, in one super-frame, if the device takes such; returns how many of them were
+    /// answered within `limit` by an answer that repeats them.
+    pub fn ask_at_once(&self, questions: &[Vec<u8>], limit: Duration) -> Result<usize> {
+        let length = questions.first().map_or(0, Vec::len);
+        let size = i32::try_from(length).map_err(|_| Error::Protocol(format!("{length} bytes")))?;
+        setsockopt(&self.socket, sockopt::UdpGsoSegment, &size).map_err(Error::when("have datagrams cut"))?;
+        self.socket.set_read_timeout(Some(limit)).map_err(Error::when("set a timeout"))?;
+        self.say(&questions.concat())?;
+        let mut buffer = vec![0; DATAGRAM];
+        let mut left: BTreeSet<&[u8]> = questions.iter().map(Vec::as_slice).collect();
+        while !left.is_empty() {
+            let Ok(length) = self.socket.recv(&mut buffer) else { break };
+            // Behind the name and a space.
+            if let Some(name) = buffer[..length].iter().position(|byte| *byte == b' ') {
+                left.remove(&buffer[name + 1..length]);
+            }
+        }
+        Ok(questions.len() - left.len())
+    }
+
     /// Sends `question` and returns who answered, once an answer that repeats the question has come within `limit`.
     pub fn ask(&self, question: &[u8], limit: Duration) -> Result<String> {
         self.socket.set_read_timeout(Some(limit)).map_err(Error::when("set a timeout"))?;

@@ -1,6 +1,6 @@
 //! The same traffic by packet sockets: the director takes copies, and its guard keeps the kernel from answering.
 
-use crate::director::{V4, World, in_world, load, uvs};
+use crate::director::{LIMIT, V4, V6, World, in_world, load, uvs};
 use crate::faults::{killed_under_load, without_af_xdp};
 use crate::harness::{Outcome, Tests, check};
 use crate::kernel::{
@@ -8,7 +8,8 @@ use crate::kernel::{
     other_ports_and_addresses, pings, real_servers_use_their_gateway,
 };
 use crate::traffic::{a_thousand_at_once, both_families, jumbo_frames, run};
-use uvs_lab::{Plan, counter};
+use std::net::SocketAddr;
+use uvs_lab::{Plan, counter, udp};
 
 pub(crate) const TESTS: Tests = &[
     ("a_thousand_at_once", || in_raw_world(a_thousand_at_once)),
@@ -24,6 +25,7 @@ pub(crate) const TESTS: Tests = &[
     ("the_kernel_answers_nothing_of_ours", || in_raw_world(the_kernel_answers_nothing)),
     ("the_guard_stays", || in_raw_world(the_guard_stays)),
     ("killed_under_load", || in_raw_world(killed_under_load)),
+    ("super_frames_of_datagrams", || in_raw_world(super_frames_of_datagrams)),
     ("auto_without_af_xdp", auto_without_af_xdp),
 ];
 
@@ -63,6 +65,33 @@ fn the_kernel_answers_nothing(world: &mut World) -> Outcome {
     both_families(world, false)?;
     let after = answers_of_the_kernel(world)?;
     check(after == before, format!("resets and unreachables of the kernel: {before:?}, then {after:?}"))
+}
+
+/// What the client's device sends in one piece arrives as the datagrams it is, the last of them shorter.
+fn super_frames_of_datagrams(world: &mut World) -> Outcome {
+    for family in [V4, V6] {
+        let service = SocketAddr::new(world.vip(family), 53);
+        let server = world.server(0, family, 5353);
+        let echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
+        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+        world.ipvsadm(&format!("-a -u {service} -r {server} -m"))?;
+        let client = udp::Client::connect(&world.topology.client, service)?;
+        for (count, length) in [(2, 1400), (5, 1001), (45, 1400), (60, 17)] {
+            let mut questions: Vec<_> = (0..count).map(|number| vec![number; length]).collect();
+            if let Some(last) = questions.last_mut() {
+                last.truncate(length / 2);
+            }
+            let answered = client.ask_at_once(&questions, LIMIT)?;
+            let seen = echo.senders().len();
+            check(
+                answered == questions.len() && seen == 1,
+                format!("{answered} of {count} datagrams of {length} bytes were answered, by {seen} clients"),
+            )?;
+        }
+    }
+    let status = world.status()?;
+    let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
+    check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))
 }
 
 /// Without its guard the kernel would answer for what the director takes.

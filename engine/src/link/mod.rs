@@ -4,6 +4,7 @@
 //! came in by one device leaves by another without a copy. [`xdp`] is the AF_XDP link, [`raw`] the one by packet sockets,
 //! [`own`] the one to this host's own sockets; another kind of link stands beside them by implementing [`Queue`].
 
+pub(crate) mod cut;
 pub mod device;
 pub mod memory;
 pub mod namespace;

@@ -1,4 +1,5 @@
-//! TCP super-frames: what a sender's or receiver's segmentation offload made of many segments, cut into such again.
+//! Super-frames: what a sender's or receiver's segmentation offload made of many TCP segments or UDP datagrams, cut into such
+//! again.
 
 use super::checksum::Sum;
 use super::ethernet;
@@ -7,12 +8,13 @@ use super::ipv6::{self, Ipv6};
 use super::piece::{self, MAX_HEADERS, Piece};
 use super::protocol;
 use super::tcp::{Tcp, flag};
+use super::udp::{self, Udp};
 use crate::verdict::Reason;
 use arrayvec::ArrayVec;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
-/// The segments of a super-frame, in their order.
+/// The segments of a super-frame, or its datagrams, in their order.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     parts: &'a [&'a [u8]],
@@ -21,6 +23,7 @@ pub struct Segments<'a> {
     network: usize,
     transport: usize,
     version: Version,
+    carries: Carries,
     payload: Range<usize>,
     /// Bytes of data in each segment but the last.
     size: usize,
@@ -36,6 +39,33 @@ enum Version {
     V6 { addresses: [u64; 4] },
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Carries {
+    Tcp,
+    /// With a checksum, or over IPv4 without.
+    Udp {
+        summed: bool,
+    },
+}
+
+impl Carries {
+    fn protocol(self) -> u8 {
+        match self {
+            Carries::Tcp => protocol::TCP,
+            Carries::Udp { .. } => protocol::UDP,
+        }
+    }
+}
+
+/// A whole packet over IP: where its IP header, the next one and its end are, and the protocol of that.
+struct Whole {
+    version: Version,
+    upper: u8,
+    network: usize,
+    transport: usize,
+    end: usize,
+}
+
 /// Cuts the frame in `parts`, whose headers lie in the first, into frames whose IP packets have at most `limit` bytes.
 ///
 /// As a device with TCP segmentation offload does it (and the kernel's `tcp_gso_segment`): the sequence number and, over
@@ -46,47 +76,93 @@ enum Version {
 /// [`Reason::Malformed`] or [`Reason::Truncated`] when it is no whole TCP segment over IP, [`Reason::TooBig`] when no segment
 /// with these headers fits `limit`.
 pub fn segments<'a>(parts: &'a [&'a [u8]], limit: usize) -> Result<Segments<'a>, Reason> {
-    let (ethertype, network, len) = piece::look(parts)?;
-    let head = parts[0];
-    let (version, upper, transport, end) = match ethertype {
-        ethernet::IPV4 => {
-            let ip = Ipv4::parse(head, network)?;
-            if ip.is_fragment() {
-                return Err(Reason::Malformed);
-            }
-            let version = Version::V4 { source: ip.source(), destination: ip.destination(), id: ip.id() };
-            (version, ip.protocol(), network + ip.header_len(), network + ip.total_len())
-        }
-        ethernet::IPV6 => {
-            let ip = Ipv6::parse(head, network)?;
-            let extensions = network + ipv6::HEADER_LEN;
-            let upper = ipv6::upper_layer(head, extensions, ip.next_header())?;
-            if upper.fragment || upper.routed {
-                return Err(Reason::Malformed);
-            }
-            let version = Version::V6 { addresses: ip.addresses() };
-            (version, upper.protocol, upper.offset, extensions + ip.payload_len())
-        }
-        _ => return Err(Reason::Malformed),
-    };
+    let Whole { version, upper, network, transport, end } = Whole::look(parts)?;
     if upper != protocol::TCP {
         return Err(Reason::Malformed);
     }
-    let segment = end.checked_sub(transport).filter(|_| end <= len).ok_or(Reason::Truncated)?;
-    let data = transport + Tcp::parse(head, transport, segment)?.header_len();
+    let data = transport + Tcp::parse(parts[0], transport, end - transport)?.header_len();
     let size = limit.checked_sub(data - network).filter(|size| *size > 0).ok_or(Reason::TooBig)?;
-    let headers = piece::headers(head, data)?;
+    let headers = piece::headers(parts[0], data)?;
+    let (carries, payload) = (Carries::Tcp, data..end);
     Ok(Segments {
         parts,
         headers,
         network,
         transport,
         version,
-        payload: data..end,
+        carries,
+        payload,
         size,
         number: 0,
         next: data,
     })
+}
+
+/// Cuts the frame in `parts`, whose headers lie in the first, into the datagrams that it was made of: `size` bytes of data in each
+/// but the last.
+///
+/// As the kernel's `__udp_gso_segment`: over IPv4 the identification counts on. All checksums are computed anew, so the
+/// super-frame's may be unfinished; without one the datagrams have none either.
+///
+/// # Errors
+/// [`Reason::Malformed`] or [`Reason::Truncated`] when it is no whole UDP datagram over IP, or has no data.
+pub fn datagrams<'a>(parts: &'a [&'a [u8]], size: usize) -> Result<Segments<'a>, Reason> {
+    let Whole { version, upper, network, transport, end } = Whole::look(parts)?;
+    if upper != protocol::UDP {
+        return Err(Reason::Malformed);
+    }
+    let udp = Udp::parse(parts[0], transport, end - transport)?;
+    let data = transport + udp::HEADER_LEN;
+    let payload = data..transport + udp.len();
+    if payload.is_empty() || size == 0 {
+        return Err(Reason::Malformed);
+    }
+    let carries = Carries::Udp { summed: udp.checksum() != 0 };
+    let headers = piece::headers(parts[0], data)?;
+    Ok(Segments {
+        parts,
+        headers,
+        network,
+        transport,
+        version,
+        carries,
+        payload,
+        size,
+        number: 0,
+        next: data,
+    })
+}
+
+impl Whole {
+    fn look(parts: &[&[u8]]) -> Result<Self, Reason> {
+        let (ethertype, network, len) = piece::look(parts)?;
+        let head = parts[0];
+        let (version, upper, transport, end) = match ethertype {
+            ethernet::IPV4 => {
+                let ip = Ipv4::parse(head, network)?;
+                if ip.is_fragment() {
+                    return Err(Reason::Malformed);
+                }
+                let version = Version::V4 { source: ip.source(), destination: ip.destination(), id: ip.id() };
+                (version, ip.protocol(), network + ip.header_len(), network + ip.total_len())
+            }
+            ethernet::IPV6 => {
+                let ip = Ipv6::parse(head, network)?;
+                let extensions = network + ipv6::HEADER_LEN;
+                let upper = ipv6::upper_layer(head, extensions, ip.next_header())?;
+                if upper.fragment || upper.routed {
+                    return Err(Reason::Malformed);
+                }
+                let version = Version::V6 { addresses: ip.addresses() };
+                (version, upper.protocol, upper.offset, extensions + ip.payload_len())
+            }
+            _ => return Err(Reason::Malformed),
+        };
+        if end > len || transport > end {
+            return Err(Reason::Truncated);
+        }
+        Ok(Whole { version, upper, network, transport, end })
+    }
 }
 
 impl Iterator for Segments<'_> {
@@ -125,31 +201,44 @@ impl Segments<'_> {
         let segment = headers.len() - self.transport + payload.len();
         let data = Sum::of_parts(piece::stretch(self.parts, payload.clone()));
 
-        let mut view = Tcp::parse_mut(headers, self.transport).ok()?;
-        let offset = u32::try_from(payload.start - self.payload.start).ok()?;
-        view.add_to_sequence(offset);
-        let kept = if last { 0xff } else { !(flag::FIN | flag::PSH) } & if first { 0xff } else { !flag::CWR };
-        view.set_flags(view.flags() & kept);
-        view.set_checksum(0);
+        match self.carries {
+            Carries::Tcp => {
+                let mut view = Tcp::parse_mut(headers, self.transport).ok()?;
+                let offset = u32::try_from(payload.start - self.payload.start).ok()?;
+                view.add_to_sequence(offset);
+                let end = if last { 0xff } else { !(flag::FIN | flag::PSH) };
+                let begin = if first { 0xff } else { !flag::CWR };
+                view.set_flags(view.flags() & end & begin);
+                view.set_checksum(0);
+            }
+            Carries::Udp { .. } => {
+                Udp::parse_mut(headers, self.transport).ok()?.begin(u16::try_from(segment).ok()?);
+            }
+        }
 
         let length = u16::try_from(headers.len() - self.network + payload.len()).ok()?;
+        let protocol = self.carries.protocol();
         let pseudo = match self.version {
             Version::V4 { source, destination, id } => {
                 let mut ip = Ipv4::parse_mut(headers, self.network).ok()?;
                 ip.set_total_len(length);
                 ip.set_id(id.wrapping_add(self.number));
                 ipv4::finish(headers, self.network)?;
-                Sum::pseudo4_of(source, destination, protocol::TCP, u16::try_from(segment).ok()?)
+                Sum::pseudo4_of(source, destination, protocol, u16::try_from(segment).ok()?)
             }
             Version::V6 { addresses } => {
                 let fixed = u16::try_from(ipv6::HEADER_LEN).ok()?;
                 Ipv6::parse_mut(headers, self.network).ok()?.set_payload_len(length - fixed);
-                Sum::pseudo6(&addresses, protocol::TCP, u32::try_from(segment).ok()?)
+                Sum::pseudo6(&addresses, protocol, u32::try_from(segment).ok()?)
             }
         };
-        // A TCP header is a whole number of words: the data's first byte is the first of one.
-        let sum = pseudo.plus(Sum::of(&headers[self.transport..])).plus(data);
-        Tcp::parse_mut(headers, self.transport).ok()?.set_checksum(sum.checksum());
+        // Either header is a whole number of words: the data's first byte is the first of one.
+        let sum = pseudo.plus(Sum::of(&headers[self.transport..])).plus(data).checksum();
+        match self.carries {
+            Carries::Tcp => Tcp::parse_mut(headers, self.transport).ok()?.set_checksum(sum),
+            Carries::Udp { summed: true } => Udp::parse_mut(headers, self.transport).ok()?.set_checksum(sum),
+            Carries::Udp { summed: false } => {}
+        }
         Some(())
     }
 }

@@ -84,6 +84,12 @@ impl<B: DerefMut<Target = [u8; HEADER_LEN]>> Udp<B> {
         }
     }
 
+    /// Sets the length of header and payload in bytes, and no checksum.
+    pub fn begin(&mut self, length: u16) {
+        self.0[field::LENGTH..field::LENGTH + 2].copy_from_slice(&length.to_be_bytes());
+        self.0[field::CHECKSUM].fill(0);
+    }
+
     /// Writes a whole header without a checksum, for a datagram of `length` bytes, this header included.
     pub fn emit(&mut self, source: u16, destination: u16, length: u16) {
         let [s0, s1] = source.to_be_bytes();

@@ -3,7 +3,8 @@
 //! A packet socket gets a copy of each frame that its device receives, so two more are needed to make a link of it: a
 //! [`View`] of what is ours, which everything else is left to the kernel by, and a guard that drops from the kernel's
 //! way what was taken ([`crate::steer::Guarded::AllTaken`]). Frames come through a ring that is shared with the kernel;
-//! super-frames (GRO, or a veth peer's TSO) are longer than its slots and are read one by one, by `recvmsg`. Frames leave
+//! super-frames (GRO, or a veth peer's TSO) are longer than its slots and are read one by one, by `recvmsg`. Those of UDP are cut
+//! here, where the kernel says into what; those of TCP by the pipeline, for the device that they leave by. Frames leave
 //! by `sendmmsg`, which copies them: the slots of a transmit ring are given back when the driver lets go of a frame, which
 //! veth and loopback devices do while the receiver still reads it.
 //!

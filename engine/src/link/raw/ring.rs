@@ -4,7 +4,7 @@
 //! header says, its offload header (`struct virtio_net_hdr`) right before it.
 #![allow(unsafe_code)] // memory shared with the kernel; see the SAFETY lines
 
-use super::sys::{self, Mapping};
+use super::sys::{self, Mapping, VNET_HEADER};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering::Acquire, Ordering::Release};
@@ -18,6 +18,13 @@ mod at {
     pub(super) const TAG_KIND: usize = 26;
     /// Of the `struct sockaddr_ll` behind it: whose frame it is.
     pub(super) const PACKET_TYPE: usize = 32 + 10;
+}
+
+/// Offsets in `struct virtio_net_hdr`, and the kind of a UDP super-frame there (Linux 6.2; older kernels lose those).
+mod offload {
+    pub(super) const KIND: usize = 1;
+    pub(super) const SIZE: usize = 4;
+    pub(super) const UDP: u8 = 5;
 }
 
 /// What the status word of a slot says.
@@ -53,6 +60,8 @@ pub(super) struct Arrival<'a> {
     pub(super) tag: Option<[u8; 4]>,
     /// Whether it came from the wire, for this host or for many.
     pub(super) received: bool,
+    /// Bytes of data in each datagram that it was made of, if it is a UDP super-frame.
+    pub(super) datagrams: Option<u16>,
 }
 
 impl Ring {
@@ -104,12 +113,16 @@ fn arrival(slot: &[u8], status: u32) -> Arrival<'_> {
         let ([a, b], [c, d]) = (kind.to_be_bytes(), half(at::TAG).to_be_bytes());
         [a, b, c, d]
     });
+    let offload = start.checked_sub(VNET_HEADER).and_then(|start| slot.get(start..)).unwrap_or_default();
+    let datagrams = (offload.get(offload::KIND) == Some(&offload::UDP))
+        .then(|| u16::from_ne_bytes(bytes(offload, offload::SIZE)));
     Arrival {
         bytes: &captured[..captured.len().min(word(at::CAPTURED))],
         length,
         waits: status & status::LONGER != 0,
         tag,
         received: !NOT_RECEIVED.contains(&slot[at::PACKET_TYPE]),
+        datagrams,
     }
 }
 
@@ -142,10 +155,15 @@ mod tests {
     #[test]
     fn reads_what_the_header_says() {
         let plain = slot(60, 60, &[7; 60]);
-        let whole = Arrival { bytes: &[7; 60], length: 60, waits: false, tag: None, received: true };
+        let whole =
+            Arrival { bytes: &[7; 60], length: 60, waits: false, tag: None, received: true, datagrams: None };
         assert_eq!(arrival(&plain, 1), whole);
         assert_eq!(arrival(&plain, 1 | 1 << 4).tag, Some([0x81, 0, 0x20, 0x64]));
         assert_eq!(arrival(&plain, 1 | 1 << 4 | 1 << 6).tag, Some([0x88, 0xa8, 0x20, 0x64]));
+        let mut made_of_many = plain.clone();
+        made_of_many[92 - VNET_HEADER + offload::KIND] = offload::UDP;
+        made_of_many[92 - VNET_HEADER + offload::SIZE..][..2].copy_from_slice(&1200_u16.to_ne_bytes());
+        assert_eq!(arrival(&made_of_many, 1), Arrival { datagrams: Some(1200), ..whole });
         let long = slot(9000, 164, &[7; 164]);
         assert_eq!(arrival(&long, 3), Arrival { bytes: &[7; 164], length: 9000, waits: true, ..whole });
         let mut outgoing = plain.clone();

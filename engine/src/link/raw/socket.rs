@@ -4,7 +4,8 @@ use super::ring::{Arrival, Ring, slot_for};
 use super::sys::{self, Slices, VNET_HEADER};
 use crate::batch::{BATCH, PortId};
 use crate::link::memory::{Batch, Frame, HEADROOM, Part, Parts, Pool, Region};
-use crate::link::{Device, Error, Gone, MAX_PARTS, Queue, Sending, Statistics};
+use crate::link::{Device, Error, Gone, MAX_PARTS, Queue, Sending, Statistics, cut};
+use crate::packet::segment;
 use crate::steer::View;
 use crate::verdict::Reason;
 use arrayvec::ArrayVec;
@@ -19,6 +20,9 @@ const LOOKS: usize = 1024;
 
 /// Where in a chunk a received frame starts.
 const START: usize = HEADROOM as usize;
+
+/// Datagrams of a super-frame: the kernel makes none of more (`UDP_MAX_SEGMENTS`).
+const MOST_DATAGRAMS: usize = 128;
 
 /// Length of the two addresses that a VLAN tag stands behind.
 const ADDRESSES: usize = 12;
@@ -54,6 +58,8 @@ pub struct Socket {
     view: View,
     region: Arc<Region>,
     port: PortId,
+    /// Parts of datagrams that super-frames were made of, until a batch has room.
+    datagrams: VecDeque<Part>,
     /// Parts of frames to send, in order.
     waiting: VecDeque<Part>,
     transmit_slots: usize,
@@ -109,6 +115,7 @@ impl Socket {
             view: options.view.clone(),
             region: pool.region().clone(),
             port,
+            datagrams: VecDeque::new(),
             waiting: VecDeque::with_capacity(transmit_slots),
             transmit_slots,
             counts: Arc::default(),
@@ -171,7 +178,8 @@ impl Socket {
             return self.ring.release();
         };
         let mut left = length;
-        let mut tag = arrival.tag;
+        let Arrival { mut tag, datagrams, .. } = arrival;
+        let begin = batch.len();
         for mut frame in frames {
             let mut len = left.min(room(&self.region));
             let mut start = START;
@@ -187,6 +195,42 @@ impl Socket {
             batch.push(Part { frame, start: start as u16, len: len as u16, port: self.port, more: left > 0 });
         }
         self.ring.release();
+        if let Some(size) = datagrams {
+            let whole = batch.drain(begin..).collect();
+            self.cut(whole, size.into(), pool);
+        }
+    }
+
+    /// Cuts a UDP super-frame where the kernel says, which nothing behind here could know. What is none goes on as it is.
+    #[cold]
+    fn cut(&mut self, mut whole: Parts, size: usize, pool: &mut Pool) {
+        let slices = cut::slices(&whole, &self.region);
+        let pieces = segment::datagrams(&slices, size).ok().filter(|pieces| pieces.len() <= MOST_DATAGRAMS);
+        let Some(pieces) = pieces else {
+            drop(slices);
+            return self.datagrams.extend(whole);
+        };
+        for piece in pieces {
+            match cut::lay(pool, &slices, &piece, self.port) {
+                Ok(laid) => self.datagrams.extend(laid),
+                Err(_) => {
+                    self.counts.lost.fetch_add(1, Relaxed);
+                }
+            }
+        }
+        drop(slices);
+        pool.give_all(&mut whole);
+    }
+
+    /// Moves datagrams of super-frames into `batch`. Returns whether there was room for all.
+    fn hand_on(&mut self, batch: &mut Batch) -> bool {
+        while let Some(last) = self.datagrams.iter().position(|part| !part.more) {
+            if last >= batch.remaining_capacity() {
+                return false;
+            }
+            batch.extend(self.datagrams.drain(..=last));
+        }
+        true
     }
 }
 
@@ -201,6 +245,9 @@ impl Queue for Socket {
     }
 
     fn receive(&mut self, pool: &mut Pool, batch: &mut Batch) -> u64 {
+        if !self.hand_on(batch) {
+            return 0;
+        }
         let known = self.view.look();
         let mut refused = 0;
         for _ in 0..LOOKS {
@@ -219,6 +266,9 @@ impl Queue for Socket {
                 break;
             } else {
                 self.take(parts, pool, batch);
+                if !self.hand_on(batch) {
+                    break;
+                }
             }
         }
         refused

@@ -1,7 +1,7 @@
 use super::*;
 use etherparse::{
-    IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement,
-    TransportSlice,
+    IpHeaders, IpNumber, Ipv4Header, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket, TcpHeader,
+    TcpOptionElement, TransportSlice,
 };
 use proptest::prelude::*;
 
@@ -29,17 +29,7 @@ impl Super {
         if self.options {
             tcp.set_options(&[TcpOptionElement::Noop, TcpOptionElement::Timestamp(5, 6)]).unwrap();
         }
-        let v4 = || {
-            let mut header = Ipv4Header::new(0, 61, IpNumber::TCP, FROM.0, FROM.1).unwrap();
-            (header.identification, header.dont_fragment) = (0xfffe, true);
-            etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
-        };
-        let v6 = || {
-            let (source, destination) = ([0xfd; 16], [0xfe; 16]);
-            let header = Ipv6Header { hop_limit: 61, source, destination, ..Ipv6Header::default() };
-            etherparse::IpHeaders::Ipv6(header, etherparse::Ipv6Extensions::default())
-        };
-        let ip = if self.v4 { v4() } else { v6() };
+        let ip = ip(self.v4);
         let mut bytes = vec![];
         if self.vlan {
             let builder = ethernet.single_vlan(7.try_into().unwrap()).ip(ip).tcp_header(tcp);
@@ -48,6 +38,19 @@ impl Super {
             ethernet.ip(ip).tcp_header(tcp).write(&mut bytes, &self.data).unwrap();
         }
         bytes
+    }
+}
+
+/// The IP headers of a super-frame.
+fn ip(v4: bool) -> IpHeaders {
+    if v4 {
+        let mut header = Ipv4Header::new(0, 61, IpNumber::TCP, FROM.0, FROM.1).unwrap();
+        (header.identification, header.dont_fragment) = (0xfffe, true);
+        IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default())
+    } else {
+        let (source, destination) = ([0xfd; 16], [0xfe; 16]);
+        let header = Ipv6Header { hop_limit: 61, source, destination, ..Ipv6Header::default() };
+        IpHeaders::Ipv6(header, etherparse::Ipv6Extensions::default())
     }
 }
 
@@ -136,6 +139,68 @@ proptest! {
         }
         prop_assert_eq!(data, frame.data);
     }
+
+    /// The same of datagrams, with a checksum, an unfinished one, and over IPv4 none.
+    #[test]
+    fn datagrams_make_up_the_super_frame(
+        (v4, field) in prop_oneof![Just((true, Some([0, 0]))), (any::<bool>(), Just(None)), (any::<bool>(), Just(Some([5, 5])))],
+        data in prop::collection::vec(any::<u8>(), 1..9000),
+        size in 100_usize..2000,
+        cuts in prop::collection::vec(0_usize..9000, 0..4),
+    ) {
+        let mut bytes = vec![];
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ip(ip(v4)).udp(40000, 53);
+        builder.write(&mut bytes, &data).unwrap();
+        if let Some(field) = field {
+            let transport = 14 + if v4 { 20 } else { 40 };
+            bytes[transport + 6..][..2].copy_from_slice(&field);
+        }
+        let parts = cut_at(&bytes, &cuts);
+        let cut = datagrams(&parts, size).unwrap();
+        prop_assert_eq!(cut.len(), data.len().div_ceil(size));
+        let mut gathered = vec![];
+        for (count, piece) in cut.enumerate() {
+            let datagram = whole(&parts, &piece);
+            let read = SlicedPacket::from_ethernet(&datagram).unwrap();
+            let Some(TransportSlice::Udp(udp)) = read.transport else { panic!("no UDP") };
+            let header = udp.to_header();
+            let checksum = match read.net.as_ref().unwrap() {
+                NetSlice::Ipv4(ip) => {
+                    let ip = ip.header().to_header();
+                    prop_assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+                    prop_assert_eq!(usize::from(ip.total_len), datagram.len() - 14);
+                    prop_assert_eq!(usize::from(ip.identification), (0xfffe + count) & 0xffff);
+                    header.calc_checksum_ipv4(&ip, udp.payload()).unwrap()
+                }
+                NetSlice::Ipv6(ip) => header.calc_checksum_ipv6(&ip.header().to_header(), udp.payload()).unwrap(),
+                NetSlice::Arp(_) => panic!("no IP"),
+            };
+            prop_assert_eq!(header.checksum, if field == Some([0, 0]) { 0 } else { checksum });
+            prop_assert_eq!((header.source_port, header.destination_port), (40000, 53));
+            prop_assert_eq!(usize::from(header.length), 8 + udp.payload().len());
+            prop_assert!(udp.payload().len() == size || gathered.len() + udp.payload().len() == data.len());
+            gathered.extend_from_slice(udp.payload());
+        }
+        prop_assert_eq!(gathered, data);
+    }
+}
+
+#[test]
+fn what_is_no_datagram_is_not_cut() {
+    let tcp = Super { v4: true, vlan: false, options: false, flags: 0, sequence: 1, data: vec![0; 3000] };
+    assert_eq!(datagrams(&[&tcp.bytes()], 1000).err(), Some(Reason::Malformed), "TCP");
+    let mut bytes = vec![];
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ip(ip(true))
+        .udp(40000, 53)
+        .write(&mut bytes, &[0; 3000])
+        .unwrap();
+    assert_eq!(datagrams(&[&bytes], 0).err(), Some(Reason::Malformed), "no size");
+    assert_eq!(datagrams(&[&bytes[..2000]], 1000).err(), Some(Reason::Truncated), "cut off");
+    bytes[14 + 20 + 5] += 1;
+    assert_eq!(datagrams(&[&bytes], 1000).err(), Some(Reason::Malformed), "longer than its packet");
+    bytes[14 + 20 + 4..][..2].copy_from_slice(&[0, 8]);
+    assert_eq!(datagrams(&[&bytes], 1000).err(), Some(Reason::Malformed), "no data");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::verdict::Reason;
 use arrayvec::ArrayVec;
 
 /// A frame's parts as slices.
-pub(super) fn slices<'a>(frame: &'a Parts, region: &'a Region) -> ArrayVec<&'a [u8], MAX_PARTS> {
+pub(crate) fn slices<'a>(frame: &'a Parts, region: &'a Region) -> ArrayVec<&'a [u8], MAX_PARTS> {
     frame.iter().map(|part| part.bytes(region)).collect()
 }
 
@@ -16,7 +16,7 @@ pub(super) fn slices<'a>(frame: &'a Parts, region: &'a Region) -> ArrayVec<&'a [
 ///
 /// # Errors
 /// [`Reason::NoFrames`] when not enough frames are free, [`Reason::TooManyParts`] when the piece is longer than a frame may be.
-pub(super) fn lay(pool: &mut Pool, parts: &[&[u8]], piece: &Piece, port: PortId) -> Result<Parts, Reason> {
+pub(crate) fn lay(pool: &mut Pool, parts: &[&[u8]], piece: &Piece, port: PortId) -> Result<Parts, Reason> {
     let region = pool.region().clone();
     let mut laid = Parts::new();
     let mut done = Ok(());
