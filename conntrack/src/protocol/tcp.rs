@@ -192,6 +192,72 @@ const MATRICES: [[Rows; 3]; 2] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel's tables in words: direction, event, and for each state, in the order of their numbers, the next.
+    const NORMAL: &str = "
+        in SYN SR ES ES SR SR SR SR SR SR SR SR
+        in FIN CL CW SS TW TW TW CL CW LA LI TW
+        in ACK ES ES SS ES FW TW CL CW CL LI ES
+        in RST CL CL CL SR CL CL CL CL LA LI SR
+        out SYN SS ES SS SR SS SS SS SS SS LI SR
+        out FIN TW FW SS TW FW TW CL TW LA LI TW
+        out ACK ES ES SS ES FW TW CL CW LA ES ES
+        out RST CL CL SS CL CL TW CL CL CL CL CL
+        in-only SYN SR ES ES SR SR SR SR SR SR SR SR
+        in-only FIN CL FW SS TW FW TW CL CW LA LI TW
+        in-only ACK ES ES SS ES FW TW CL CW CL LI ES
+        in-only RST CL CL CL SR CL CL CL CL LA LI CL
+    ";
+    const SECURE: &str = "
+        in SYN SR ES ES SR SR SR SR SR SR SR SA
+        in FIN CL CW SS TW TW TW CL CW LA LI SA
+        in ACK ES ES SS SR FW TW CL CW CL LI SA
+        in RST CL CL CL SR CL CL CL CL LA LI CL
+        out SYN SS ES SS SA SS SS SS SS SS LI SA
+        out FIN TW FW SS TW FW TW CL TW LA LI TW
+        out ACK ES ES SS ES FW TW CL CW LA ES ES
+        out RST CL CL SS CL CL TW CL CL CL CL CL
+        in-only SYN SA ES ES SR SA SA SA SA SA SA SA
+        in-only FIN CL FW SS TW FW TW CL CW LA LI TW
+        in-only ACK ES ES SS ES FW TW CL CW CL LI ES
+        in-only RST CL CL CL SR CL CL CL CL LA LI CL
+    ";
+
+    #[test]
+    fn every_transition_is_the_kernels() {
+        const SHORT: [&str; STATES] = ["NO", "ES", "SS", "SR", "FW", "TW", "CL", "CW", "LA", "LI", "SA"];
+        let mut seen = 0;
+        for (mode, table) in [(Mode::Normal, NORMAL), (Mode::Secure, SECURE)] {
+            for row in table.lines().filter(|row| !row.trim().is_empty()) {
+                let words: Vec<&str> = row.split_whitespace().collect();
+                let [direction, event, states @ ..] = &words[..] else { panic!("{row}") };
+                let view = match *direction {
+                    "in" => View::In,
+                    "out" => View::Out,
+                    "in-only" => View::InOnly,
+                    other => panic!("{other}"),
+                };
+                let event = match *event {
+                    "SYN" => Event::Syn,
+                    "FIN" => Event::Fin,
+                    "ACK" => Event::Ack,
+                    "RST" => Event::Rst,
+                    other => panic!("{other}"),
+                };
+                assert_eq!(states.len(), STATES, "{row}");
+                for (state, expected) in ALL.into_iter().zip(states) {
+                    let found = next(mode, view, Some(event), state);
+                    assert_eq!(
+                        SHORT[found as usize], *expected,
+                        "{mode:?} {direction} {event:?} in {state:?}"
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, 2 * 3 * 4 * STATES);
+    }
+
     use Event::{Ack, Fin, Rst, Syn};
     use View::{In, InOnly, Out};
 
