@@ -8,6 +8,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeade
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -139,6 +140,25 @@ impl Rtnl {
         self.set(device, &format!("set the MTU of {device} to {mtu}"), |link| {
             link.attributes.push(LinkAttribute::Mtu(mtu));
         })
+    }
+
+    /// Sets the link-layer address of `device`.
+    pub fn set_mac(&mut self, device: &str, mac: [u8; 6]) -> Result<()> {
+        self.set(device, &format!("set the address of {device}"), |link| {
+            link.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        })
+    }
+
+    /// Has everything for `address` sent to `mac` by `device`, for good and unasked.
+    pub fn add_neighbour(&mut self, device: &str, address: IpAddr, mac: [u8; 6]) -> Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = Prefix::host(address).family();
+        message.header.ifindex = self.index(device)?;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(Error::when(format!("tell {device} the link-layer address of {address}")))
     }
 
     fn set(&mut self, device: &str, what: &str, edit: impl FnOnce(&mut LinkMessage)) -> Result<()> {

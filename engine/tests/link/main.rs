@@ -13,7 +13,7 @@ use forwarder::{Forwarder, Seen};
 use namespace::Namespace;
 use redirect::{Attached, Mode, redirect};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -22,9 +22,10 @@ use uvs_engine::link::xdp::Options;
 use uvs_engine::link::{Device, Error};
 use uvs_engine::worker::{Crew, Link, Notice, Notices, Running, Seat, Tally};
 use uvs_engine::{Config, PortId, Snapshot};
+use uvs_lab::Prefix;
 
-const CLIENT: &str = "10.9.0.1";
-const SERVER: &str = "10.9.0.2";
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
 /// Client, director and server: c0 — d0 | d1 — s0.
 struct Bridge {
@@ -59,8 +60,8 @@ impl Bridge {
         let [client, director, server] = [(); 3].map(|()| Namespace::new());
         director.veth("d0", shape.client_queues, shape.mtu, &client, "c0");
         director.veth("d1", 1, shape.mtu, &server, "s0");
-        client.ip(&format!("addr add {CLIENT}/24 dev c0"));
-        server.ip(&format!("addr add {SERVER}/24 dev s0"));
+        client.net(|net| net.add_address("c0", Prefix::new(CLIENT, 24)));
+        server.net(|net| net.add_address("s0", Prefix::new(SERVER, 24)));
         let notices = Notices::new().unwrap();
         Bridge { client, director, server, notices, seen: Arc::default(), shape, working: None }
     }
@@ -241,7 +242,7 @@ fn a_device_that_vanishes_leaves_the_others_working() {
     bridge.director.veth("d2", 1, 1500, &third, "t0");
     bridge.start(&["d0", "d1", "d2"]);
     udp_echo(&bridge, 100, 3);
-    bridge.director.ip("link del d2");
+    bridge.director.net(|net| net.delete("d2"));
     let mut notice = None;
     wait_for("the notice that the device is gone", || {
         notice = notice.or_else(|| bridge.notices.next());
@@ -294,13 +295,13 @@ fn what_a_missing_privilege_is_told_as() {
 fn a_device_that_goes_down_and_up_again_goes_on() {
     let bridge = Bridge::new(PLAIN);
     udp_echo(&bridge, 100, 3);
-    bridge.director.ip("link set d1 down");
+    bridge.director.net(|net| net.down("d1"));
     let [client, server] = [(&bridge.client, CLIENT, 0), (&bridge.server, SERVER, 9)]
         .map(|(namespace, address, port)| namespace.run(|| UdpSocket::bind((address, port)).unwrap()));
     client.set_nonblocking(true).unwrap();
     server.set_nonblocking(true).unwrap();
     client.send_to(b"lost", (SERVER, 9)).unwrap();
-    bridge.director.ip("link set d1 up");
+    bridge.director.net(|net| net.up("d1"));
     // The kernel may take a second to let the server's device send again.
     wait_for("a datagram to come through both ways again", || {
         let asked = client.send_to(b"seen", (SERVER, 9));

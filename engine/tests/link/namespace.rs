@@ -2,9 +2,9 @@
 
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::os::fd::AsFd;
 use std::thread;
+use uvs_lab::{Error, Rtnl, Veth};
 
 /// A network namespace.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Namespace {
         };
         let file = thread::scope(|scope| scope.spawn(make).join().unwrap());
         let namespace = Namespace { file };
-        namespace.ip("link set lo up");
+        namespace.net(|net| net.up("lo"));
         namespace
     }
 
@@ -42,25 +42,18 @@ impl Namespace {
         })
     }
 
-    /// Runs `ip` with these words.
-    pub(crate) fn ip(&self, words: &str) {
-        let output = self.run(|| Command::new("ip").args(words.split(' ')).output().unwrap());
-        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// How `ip` finds the namespace.
-    fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    /// Changes the namespace's devices and addresses.
+    pub(crate) fn net<T: Send>(&self, change: impl FnOnce(&mut Rtnl) -> Result<T, Error> + Send) -> T {
+        self.run(|| Rtnl::open().and_then(|mut net| change(&mut net)).unwrap())
     }
 
     /// A veth pair between here and `other`, up on both ends, with `queues` receive queues here.
     pub(crate) fn veth(&self, name: &str, queues: u32, mtu: u32, other: &Namespace, peer: &str) {
-        let there = other.path();
-        self.ip(&format!(
-            "link add {name} mtu {mtu} numrxqueues {queues} numtxqueues {queues} type veth \
-peer name {peer} mtu {mtu} numrxqueues {queues} numtxqueues {queues} netns {there}"
-        ));
-        self.ip(&format!("link set {name} up"));
-        other.ip(&format!("link set {peer} up"));
+        let end = |name| Veth { name, queues, mtu };
+        self.net(|net| {
+            net.add_veth(end(name), end(peer), other.file.as_fd())?;
+            net.up(name)
+        });
+        other.net(|net| net.up(peer));
     }
 }

@@ -16,13 +16,12 @@ const UDP: u8 = 17;
 /// for a packet socket to see the frames as the host's own.
 fn bridge(shape: Shape, devices: &[&str]) -> Bridge {
     let mut bridge = Bridge::build(shape);
-    let mac = |device: Device| device.mac.map(|byte| format!("{byte:02x}")).join(":");
-    let client = mac(bridge.client.run(|| Device::open("c0").unwrap()));
-    let server = mac(bridge.server.run(|| Device::open("s0").unwrap()));
-    bridge.client.ip(&format!("neigh add {SERVER} lladdr {server} dev c0"));
-    bridge.server.ip(&format!("neigh add {CLIENT} lladdr {client} dev s0"));
-    bridge.director.ip(&format!("link set d0 address {server}"));
-    bridge.director.ip(&format!("link set d1 address {client}"));
+    let client = bridge.client.net(|net| net.mac("c0"));
+    let server = bridge.server.net(|net| net.mac("s0"));
+    bridge.client.net(|net| net.add_neighbour("c0", SERVER.into(), server));
+    bridge.server.net(|net| net.add_neighbour("s0", CLIENT.into(), client));
+    bridge.director.net(|net| net.set_mac("d0", server));
+    bridge.director.net(|net| net.set_mac("d1", client));
     start(&mut bridge, devices);
     bridge
 }
@@ -30,8 +29,8 @@ fn bridge(shape: Shape, devices: &[&str]) -> Bridge {
 fn start(bridge: &mut Bridge, devices: &[&str]) {
     let mut steering = Steering::new().unwrap();
     for (port, protocol) in [(7, UDP), (9, UDP), (80, TCP)] {
-        steering.add_service(SERVER.parse().unwrap(), port, protocol).unwrap();
-        steering.add_reply(SERVER.parse().unwrap(), port, protocol).unwrap();
+        steering.add_service(SERVER.into(), port, protocol).unwrap();
+        steering.add_reply(SERVER.into(), port, protocol).unwrap();
     }
     steering.reveal();
     let seat = |(port, name): (u16, &&str)| Seat {
@@ -67,7 +66,7 @@ fn datagrams_there_and_back() {
 fn a_vlan_tag_is_kept() {
     let bridge = bridge(PLAIN, &["d0", "d1"]);
     let mut steering = Steering::new().unwrap();
-    steering.add_service(SERVER.parse().unwrap(), 7, UDP).unwrap();
+    steering.add_service(SERVER.into(), 7, UDP).unwrap();
     steering.reveal();
     let options = raw::Options::new(steering.view());
     let mut pool = Pool::new(1024, 2048).unwrap();
@@ -141,8 +140,8 @@ fn a_device_that_goes_down_comes_up_and_vanishes() {
     start(&mut bridge, &["d0", "d1", "d2"]);
     udp_echo(&bridge, 100, 3);
     for device in ["d0", "d1"] {
-        bridge.director.ip(&format!("link set {device} down"));
-        bridge.director.ip(&format!("link set {device} up"));
+        bridge.director.net(|net| net.down(device));
+        bridge.director.net(|net| net.up(device));
     }
     let server = bridge.server.run(|| UdpSocket::bind((SERVER, 9)).unwrap());
     let client = bridge.client.run(|| UdpSocket::bind((CLIENT, 0)).unwrap());
@@ -157,7 +156,7 @@ fn a_device_that_goes_down_comes_up_and_vanishes() {
     drop(server);
     udp_echo(&bridge, 100, 3);
     assert_eq!(bridge.notices.next(), None, "a device that is down is not gone");
-    bridge.director.ip("link del d2");
+    bridge.director.net(|net| net.delete("d2"));
     let mut notice = None;
     wait_for("the notice that the device is gone", || {
         notice = notice.or_else(|| bridge.notices.next());
