@@ -50,21 +50,31 @@ struct Case {
     protocol: u8,
     /// How full NAT tells clients' addresses: by each packet here, since the real server never answers.
     tell: Tell,
+    /// What a tunnel puts around packets.
+    tunnel: (TunnelKind, TunnelChecksum),
 }
 
 impl Case {
     fn all() -> impl Iterator<Item = Case> {
-        let silent = Method::ALL.iter().flat_map(|method| {
+        let usual = Method::ALL.iter().flat_map(|method| {
             [true, false].into_iter().flat_map(move |v4| {
-                let tell = Tell::Nothing;
-                [protocol::TCP, protocol::UDP].map(|protocol| Case { method: *method, v4, protocol, tell })
+                [protocol::TCP, protocol::UDP].map(|protocol| Case::usual(*method, v4, protocol))
             })
         });
         let tells = [Tell::Option(AddressOption::default()), Tell::Header(Version::Two)];
         let telling = tells.into_iter().flat_map(|tell| {
-            [true, false].map(|v4| Case { method: Method::FullNat, v4, protocol: protocol::TCP, tell })
+            [true, false].map(|v4| Case { tell, ..Case::usual(Method::FullNat, v4, protocol::TCP) })
         });
-        silent.chain(telling)
+        let tunnels = [(TunnelKind::Gre, TunnelChecksum::None), (TunnelKind::Gue, TunnelChecksum::Full)];
+        let tunnelling = tunnels.into_iter().flat_map(|tunnel| {
+            [true, false].map(|v4| Case { tunnel, ..Case::usual(Method::Tunnel, v4, protocol::TCP) })
+        });
+        usual.chain(telling).chain(tunnelling)
+    }
+
+    fn usual(method: Method, v4: bool, protocol: u8) -> Case {
+        let tunnel = (TunnelKind::Ipip, TunnelChecksum::None);
+        Case { method, v4, protocol, tell: Tell::Nothing, tunnel }
     }
 
     fn name(self) -> String {
@@ -76,7 +86,11 @@ impl Case {
                 Tell::Option(_) => "fullnat-toa",
                 Tell::Header(_) => "proxy",
             },
-            Method::Tunnel => "tunnel",
+            Method::Tunnel => match self.tunnel {
+                (TunnelKind::Ipip, _) => "tunnel",
+                (TunnelKind::Gre, _) => "tunnel-gre",
+                (TunnelKind::Gue, _) => "tunnel-gue-csum",
+            },
         };
         let version = if self.v4 { "ipv4" } else { "ipv6" };
         let protocol = if self.protocol == protocol::TCP { "tcp" } else { "udp" };
@@ -259,8 +273,9 @@ impl Director {
             let address = case.server(number);
             let mut config = DestinationConfig::new(address, case.method);
             if case.method == Method::Tunnel {
-                let (kind, checksum) = (TunnelKind::Ipip, TunnelChecksum::None);
-                config.plan.tunnel = Some(Tunnel { kind, port: 0, checksum });
+                let (kind, checksum) = case.tunnel;
+                let port = if kind == TunnelKind::Gue { 6080 } else { 0 };
+                config.plan.tunnel = Some(Tunnel { kind, port, checksum });
                 config.plan.source = Some(case.server(254).ip());
             }
             service.add(&config).expect("a new real server");
@@ -365,7 +380,7 @@ fn prepared(case: Case, flows: usize) -> (Director, Traffic) {
 fn restoring(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frame/restore");
     for (name, v4) in [("ipv4", true), ("ipv6", false)] {
-        let case = Case { method: Method::Nat, v4, protocol: protocol::TCP, tell: Tell::Nothing };
+        let case = Case::usual(Method::Nat, v4, protocol::TCP);
         for flows in FLOWS {
             let mut traffic = None;
             group.bench_function(BenchmarkId::new(name, flows), |bencher| {
