@@ -424,7 +424,7 @@ fn an_interface_disappears(world: &mut World) -> Outcome {
     world.ipvsadm(&format!("-d -t {} -r {}", world.service(V4), world.server(1, V4, 80)))?;
     let report = run(world, &load(world.service(V4), 40, false))?;
     check(shares(&report).keys().eq(["rs1"]), format!("{:?}", shares(&report)))?;
-    check(world.director.log().contains("eth2"), "the log does not name the device")?;
+    check(world.director.log().contains("eth2 is gone: "), "the log does not say which device is gone")?;
     check(world.director.is_alive(), "the director ended")?;
     check(world.director.terminate()? == Some(0), "it did not end with 0")
 }
