@@ -119,6 +119,16 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Again and again while signals, which another test may get, end it early.
+fn uninterrupted<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
 /// A datagram of `len` bytes there and back, `times` times, each from a new port.
 fn udp_echo(bridge: &Bridge, len: usize, times: usize) {
     let mut bound = None;
@@ -133,7 +143,7 @@ fn udp_echo(bridge: &Bridge, len: usize, times: usize) {
         scope.spawn(|| {
             let mut buffer = vec![0; 65536];
             for _ in 0..times {
-                let (len, from) = server.recv_from(&mut buffer).unwrap();
+                let (len, from) = uninterrupted(|| server.recv_from(&mut buffer)).unwrap();
                 server.send_to(&buffer[..len], from).unwrap();
             }
         });
@@ -143,7 +153,7 @@ fn udp_echo(bridge: &Bridge, len: usize, times: usize) {
             let sent: Vec<u8> = (0..len).map(|i| u8::try_from((i * 7 + round) % 251).unwrap()).collect();
             client.send_to(&sent, (SERVER, 7)).unwrap();
             let mut got = vec![0; 65536];
-            let len = client.recv(&mut got).unwrap();
+            let len = uninterrupted(|| client.recv(&mut got)).unwrap();
             assert!(got[..len] == sent, "datagram {round} came back changed");
         }
     });
