@@ -35,6 +35,7 @@ mod lc;
 mod least;
 mod locality;
 mod mh;
+mod none;
 mod nq;
 mod ovf;
 mod pool;

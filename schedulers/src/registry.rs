@@ -6,6 +6,7 @@ use crate::lblc::LocalityBased;
 use crate::lblcr::Replicating;
 use crate::lc::LeastConnection;
 use crate::mh::MaglevHashing;
+use crate::none::Nobody;
 use crate::nq::NeverQueue;
 use crate::ovf::Overflow;
 use crate::rr::RoundRobin;
@@ -27,6 +28,7 @@ const BUILT_IN: &[(&str, Make)] = &[
     ("lblcr", make::<Replicating>),
     ("lc", make::<LeastConnection>),
     ("mh", make::<MaglevHashing>),
+    ("none", make::<Nobody>),
     ("nq", make::<NeverQueue>),
     ("ovf", make::<Overflow>),
     ("rr", make::<RoundRobin>),
@@ -166,7 +168,7 @@ mod tests {
         assert!(by_name("nosuch").is_none());
         assert_eq!(
             registry.make("nosuch").unwrap_err().to_string(),
-            "no scheduler is called `nosuch`: choose one of dh, fo, lblc, lblcr, lc, mh, nq, ovf, rr, sed, \
+            "no scheduler is called `nosuch`: choose one of dh, fo, lblc, lblcr, lc, mh, none, nq, ovf, rr, sed, \
              sh, twos, wlc, wrr"
         );
         assert_eq!(registry.register("rr", make::<RoundRobin>), Err(RegistryError::Taken("rr".to_owned())));
