@@ -64,7 +64,7 @@ struct End {
 }
 
 impl From<Complaint> for End {
-    fn from(Complaint { text, status }: Complaint) -> Self {
+    fn from(Complaint { text, status, .. }: Complaint) -> Self {
         End { text, status }
     }
 }
@@ -224,8 +224,8 @@ impl Session<'_, '_> {
         Ok(())
     }
 
-    /// `-R`: each line a command line, as if typed one after the other. What is wrong with a line ends it all; what the
-    /// director refuses is told and passed over, and the last answer is the exit status.
+    /// `-R`: each line a command line, as if typed one after the other. A command that makes no sense ends it all; words that are no
+    /// options, and what the director refuses, are told and passed over, and the last line's outcome is the exit status.
     fn restore(&mut self) -> Result<u8, End> {
         let mut status = 0;
         let mut line = Vec::new();
@@ -240,10 +240,9 @@ impl Session<'_, '_> {
                 return self.send_waiting(status);
             }
             let text = String::from_utf8_lossy(&line);
-            let mut words: Vec<String> = text.split_ascii_whitespace().map(str::to_owned).collect();
-            if words.first().is_some_and(|word| word == "ipvsadm") {
-                words.remove(0);
-            }
+            // Its own name counts for nothing, wherever it stands.
+            let words = text.split_ascii_whitespace().filter(|word| *word != "ipvsadm");
+            let words: Vec<String> = words.map(str::to_owned).collect();
             if words.is_empty() {
                 continue;
             }
@@ -268,7 +267,11 @@ impl Session<'_, '_> {
                 }
                 Err(complaint) => {
                     self.send_waiting(status)?;
-                    return Err(complaint.into());
+                    if !complaint.passes {
+                        return Err(complaint.into());
+                    }
+                    self.complain(&complaint.text);
+                    status = complaint.status;
                 }
             }
         }

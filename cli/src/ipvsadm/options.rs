@@ -276,6 +276,15 @@ impl Given {
 }
 
 impl Verb {
+    /// Whether a command with this verb has a switch: local addresses have their own, which ipvsadm does not know elsewhere.
+    pub(super) fn has(self, (_, _, _, switch): SwitchRow) -> bool {
+        match switch {
+            Switch::Verb(Verb::AddLocal | Verb::DeleteLocal | Verb::ListLocals) => false,
+            Switch::Plain(Opt::LocalAddress) => matches!(self, Verb::AddLocal | Verb::DeleteLocal),
+            _ => true,
+        }
+    }
+
     /// What a switch is in a command with this verb, as the patch that brought full NAT had it before `-b` got another meaning:
     /// with real servers it is full NAT.
     pub(super) fn meaning(self, (letter, long, value, switch): SwitchRow) -> (Value, Switch) {

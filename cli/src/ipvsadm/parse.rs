@@ -84,28 +84,31 @@ impl Listing {
 pub(super) struct Complaint {
     pub(super) text: String,
     pub(super) status: u8,
+    /// Whether a restore goes on with the next line all the same.
+    pub(super) passes: bool,
 }
 
 /// A complaint that ipvsadm itself makes.
 fn complaint<T>(text: impl Into<String>) -> Result<T, Complaint> {
-    Err(Complaint { text: text.into(), status: 2 })
+    Err(text.into().into())
 }
 
 /// A complaint about the shape of the command line.
 fn malformed(text: String) -> Complaint {
-    Complaint { text, status: 255 }
+    Complaint { text, status: 255, passes: true }
 }
 
 impl Complaint {
     /// What is said when there is no command to begin with.
     pub(super) fn try_help() -> Self {
-        malformed("Try `ipvsadm -h' or 'ipvsadm --help' for more information.".to_owned())
+        let text = "Try `ipvsadm -h' or 'ipvsadm --help' for more information.".to_owned();
+        Complaint { passes: false, ..malformed(text) }
     }
 }
 
 impl From<String> for Complaint {
     fn from(text: String) -> Self {
-        Complaint { text, status: 2 }
+        Complaint { text, status: 2, passes: false }
     }
 }
 
@@ -589,6 +592,7 @@ fn group(text: &str) -> Result<IpAddr, Complaint> {
         Ok(_) => complaint(format!("invalid IPv6 mcast-group `{text}'")),
         Err(_) => match address::inet_aton(text) {
             Some(group) if group.is_multicast() => Ok(group.into()),
+            _ if text.contains(':') => complaint(format!("invalid IPv6 mcast-group `{text}'")),
             _ => complaint(format!("invalid IPv4 mcast-group `{text}'")),
         },
     }

@@ -56,21 +56,25 @@ impl<'a> Reader<'a> {
             Some((name, value)) => (name, Some(value)),
             None => (name, None),
         };
-        let Some((_, _, value, switch)) = SWITCHES.iter().find(|(_, long, _, _)| *long == name) else {
+        let Some((_, _, value, switch)) = self.switch(|(_, long, _, _)| long == name) else {
             return Err(format!("{word}: unknown option"));
         };
-        self.valued(*switch, *value, attached, word)
+        self.valued(switch, value, attached, word)
+    }
+
+    fn switch(&self, is_it: impl Fn(SwitchRow) -> bool) -> Option<SwitchRow> {
+        let known = |row: &&SwitchRow| is_it(**row) && self.verb.is_none_or(|verb| verb.has(**row));
+        SWITCHES.iter().find(known).copied()
     }
 
     fn letter(&mut self, rest: &'a str, word: &'a str) -> Result<Found<'a>, String> {
         let mut letters = rest.chars();
         let letter = letters.next();
         let rest = letters.as_str();
-        let known = |(short, ..): &&SwitchRow| short.is_some() && *short == letter;
-        let Some(row) = SWITCHES.iter().find(known) else {
+        let Some(row) = self.switch(|(short, ..)| short.is_some() && short == letter) else {
             return Err(format!("{word}: unknown option"));
         };
-        let (value, switch) = self.verb.map_or((row.2, row.3), |verb| verb.meaning(*row));
+        let (value, switch) = self.verb.map_or((row.2, row.3), |verb| verb.meaning(row));
         let attached = match (value, rest) {
             (_, "") => None,
             (Value::None, _) if !rest.starts_with('=') => {
