@@ -4,7 +4,7 @@
 use crate::settings::{Setting, Settings};
 use std::time::Duration;
 use uvs_conntrack::protocol::{self, tcp};
-use uvs_conntrack::{Connection, SharedHandle, Tick};
+use uvs_conntrack::{Connection, SharedHandle, Tick, flags};
 use uvs_engine::service::Destinations;
 use uvs_engine::snapshot::ForwardOptions;
 
@@ -102,7 +102,8 @@ impl Defence {
         }
         let meta = connection.meta();
         if connection.is_template() {
-            return meta.state() != protocol::TEMPLATE_ASSURED;
+            // Of a service that schedules packet by packet no packet is counted at it, so that IPVS never finds it little used.
+            return meta.state() != protocol::TEMPLATE_ASSURED && !meta.has(flags::ONE_PACKET);
         }
         if meta.protocol() != protocol::TCP {
             return self.is_little_used(connection, now);
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
     use std::net::SocketAddr;
     use uvs_conntrack::{
-        DestinationId, Direction, Flow, Limits, NewConnection, Sequence, SharedTable, TICKS_PER_SECOND, flags,
+        DestinationId, Direction, Flow, Limits, NewConnection, Sequence, SharedTable, TICKS_PER_SECOND,
     };
     use uvs_engine::counters::Counters;
 
@@ -215,6 +216,15 @@ mod tests {
             ("a datagram", protocol::UDP, 0, 0, 1, 60, true),
             ("a datagram of just now", protocol::UDP, 0, 0, 1, 1, false),
             ("a template", protocol::TCP, 0, flags::TEMPLATE, 0, 0, true),
+            (
+                "a template for datagrams one by one",
+                protocol::UDP,
+                0,
+                flags::TEMPLATE | flags::ONE_PACKET,
+                0,
+                900,
+                false,
+            ),
             (
                 "an assured template",
                 protocol::TCP,

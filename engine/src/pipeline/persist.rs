@@ -122,9 +122,11 @@ impl Tracker {
         let Memory { service, persistence, key } = memory;
         let port = Persistence::shown_port(service.key(), chosen.address.port());
         let server = SocketAddr::new(chosen.address.ip(), port);
+        // Nothing assures it, and the defence is to spare it nevertheless.
+        let one_packet = if service.is_one_packet() { flags::ONE_PACKET } else { 0 };
         let template = NewConnection {
             index_reply: false,
-            flags: chosen.method.connection_flags() | flags::TEMPLATE,
+            flags: chosen.method.connection_flags() | flags::TEMPLATE | one_packet,
             timeout_seconds: persistence.timeout,
             ..NewConnection::new(*key, Flow::new(server, key.source(), key.protocol()), chosen.id)
         };
