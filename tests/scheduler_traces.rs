@@ -15,9 +15,10 @@ use uvs_conntrack::{
 use uvs_schedulers::flags::{SCHED1, SCHED2};
 use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name};
 
-const TRACES: &str = include_str!("golden/sched/traces-6.1.192.json");
-/// What the file holds, so that none can go missing unnoticed.
-const EXPECTED: (usize, usize) = (258, 14_622);
+const TRACES: [&str; 2] =
+    [include_str!("golden/sched/traces-6.1.192.json"), include_str!("golden/sched/edits-6.1.176.json")];
+/// What the files hold, so that none can go missing unnoticed.
+const EXPECTED: (usize, usize) = (306, 20812);
 /// Forwarding method of every connection here (IPVS: `IP_VS_CONN_F_DROUTE`).
 const DIRECT: u16 = 3;
 
@@ -145,7 +146,16 @@ struct Director {
     service: Balancer,
     connections: Handle<Heap>,
     /// Every real server there ever was; a connection's [`DestinationId`] is its place here.
-    servers: Vec<(SocketAddr, Slot)>,
+    servers: Vec<Real>,
+}
+
+/// A real server and its connections, which it keeps while it is not one of the service's.
+#[derive(Clone, Copy)]
+struct Real {
+    address: SocketAddr,
+    slot: Slot,
+    active: u32,
+    inactive: u32,
 }
 
 /// A connection's real server and the name of its state.
@@ -179,9 +189,17 @@ impl Director {
 
     fn add(&mut self, server: SocketAddr, weight: u32) {
         let (upper, lower) = self.thresholds;
-        let destination = Destination::new(server, weight).with_thresholds(upper, lower);
-        let slot = self.service.add(destination).expect("room for a real server");
-        self.servers.push((server, slot));
+        let known = self.servers.iter().position(|it| it.address == server);
+        let (active, inactive) = known.map_or((0, 0), |place| {
+            let it = self.servers[place];
+            (it.active, it.inactive)
+        });
+        let new = Destination::new(server, weight).with_thresholds(upper, lower);
+        let slot = self.service.add(Destination { active, inactive, ..new }).expect("room for a real server");
+        match known {
+            Some(place) => self.servers[place].slot = slot,
+            None => self.servers.push(Real { address: server, slot, active, inactive }),
+        }
     }
 
     fn slot(&self, server: SocketAddr) -> Slot {
@@ -234,19 +252,19 @@ impl Director {
             _ => self.connections.udp(id, Direction::In, &timeouts, NOW),
         };
         let connection = self.connections.connection(id)?;
-        let (state, (mut server, slot)) =
-            (connection.state_name(), self.servers[connection.destination().0 as usize]);
+        let (state, place) = (connection.state_name(), connection.destination().0 as usize);
+        let mut server = self.servers[place].address;
         if server.port() == 0 {
             server.set_port(client.dport);
         }
         match transition.load {
-            Load::BecameActive => self.recount(slot, 1, -1),
-            Load::BecameInactive => self.recount(slot, -1, 1),
+            Load::BecameActive => self.recount(place, 1, -1),
+            Load::BecameInactive => self.recount(place, -1, 1),
             Load::Same => {}
         }
         if self.one_packet {
             assert!(self.connections.remove(id).is_some());
-            self.recount(slot, 0, -1);
+            self.recount(place, 0, -1);
         }
         self.connections.quiescent();
         Some((server, state))
@@ -254,24 +272,23 @@ impl Director {
 
     fn schedule(&mut self, client: Flow) -> Option<ConnId> {
         let slot = self.service.choose(&Request::new(client.source(), client.destination()))?;
-        let place = self.servers.iter().position(|(_, there)| *there == slot)?;
-        let real = Flow::new(self.servers[place].0, client.source(), self.protocol);
+        let place = self.servers.iter().position(|it| it.slot == slot)?;
+        let real = Flow::new(self.servers[place].address, client.source(), self.protocol);
         let destination = DestinationId(u32::try_from(place).expect("few servers"));
         let new = NewConnection::new(client, real, destination);
         let direct =
             NewConnection { index_reply: false, flags: new.flags | flags::NO_OUTPUT | DIRECT, ..new };
         let inserted = self.connections.insert(&direct, NOW).expect("room for a connection");
-        self.service.bind(slot, false);
+        self.recount(place, 0, 1);
         Some(inserted.id)
     }
 
-    /// Changes a destination's counters. One that was removed is counted no more.
-    fn recount(&mut self, slot: Slot, active: i32, inactive: i32) {
-        if let Some(destination) = self.service.pool().get(slot) {
-            let active = destination.active.strict_add_signed(active);
-            let inactive = destination.inactive.strict_add_signed(inactive);
-            self.service.settle(slot, active, inactive);
-        }
+    /// Changes a real server's counters.
+    fn recount(&mut self, place: usize, active: i32, inactive: i32) {
+        let real = &mut self.servers[place];
+        real.active = real.active.strict_add_signed(active);
+        real.inactive = real.inactive.strict_add_signed(inactive);
+        self.service.settle(real.slot, real.active, real.inactive);
     }
 
     fn list(&self) -> InListOrder {
@@ -292,10 +309,11 @@ fn thresholds(setup: &[String]) -> (u32, u32) {
 
 #[test]
 fn every_step_is_the_kernels() {
-    let recording: Recording = serde_json::from_str(TRACES).expect("the recording is JSON");
+    let read = |text| serde_json::from_str::<Recording>(text).expect("the recording is JSON").traces;
+    let traces: Vec<Trace> = TRACES.into_iter().flat_map(read).collect();
     let mut mismatches = Vec::new();
     let mut steps = 0;
-    for trace in &recording.traces {
+    for trace in &traces {
         let mut director = Director::new(trace);
         for (n, step) in trace.steps.iter().enumerate() {
             steps += 1;
@@ -314,7 +332,7 @@ fn every_step_is_the_kernels() {
             }
         }
     }
-    let traces = recording.traces.len();
+    let traces = traces.len();
     println!("replayed {traces} traces, {steps} steps, {} mismatches", mismatches.len());
     assert!(mismatches.is_empty(), "{}", mismatches.join("\n"));
     assert_eq!((traces, steps), EXPECTED);
