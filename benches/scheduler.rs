@@ -2,15 +2,17 @@
 //!
 //! One element = one connection of a randomly picked real server goes from active to closing, one that closed before
 //! ends, a destination is chosen for a new connection, and the new connection is bound. So each choice finds two counters
-//! changed. Eight connections per server stay open; weights are 1 to 8.
+//! changed. Eight connections per server stay open; weights are 1 to 8, of ovf, which gives no server more than its weight,
+//! twice that. Each connection is another client's.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
-use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name};
+use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name, flags};
 
-const SCHEDULERS: [&str; 4] = ["rr", "wrr", "lc", "wlc"];
+const SCHEDULERS: [&str; 14] =
+    ["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh", "twos", "lblc", "lblcr"];
 const SERVERS: [u32; 4] = [10, 100, 1000, 10_000];
 const OPEN_PER_SERVER: u32 = 8;
 
@@ -25,12 +27,14 @@ struct Service {
 impl Service {
     fn new(name: &str, servers: u32) -> Self {
         let mut balancer = Balancer::new(by_name(name).expect("a scheduler of that name"));
+        let unit = if name == "ovf" { 2 } else { 1 };
         for n in 0..servers {
             let address = SocketAddr::from((Ipv4Addr::from(0x0a02_0000 + n), 80));
-            balancer.add(Destination::new(address, n % 8 + 1)).expect("room for a real server");
+            balancer.add(Destination::new(address, (n % 8 + 1) * unit)).expect("room for a real server");
         }
         let address = |last| SocketAddr::from((Ipv4Addr::new(10, 0, 0, last), 80));
         let request = Request::new(address(1), address(2));
+        balancer.set_flags(flags::SCHED2);
         let mut service =
             Service { balancer, request, open: Vec::new(), closing: VecDeque::new(), random: 0x9e37_79b9 };
         for _ in 0..servers * OPEN_PER_SERVER {
@@ -45,6 +49,8 @@ impl Service {
 
     #[inline]
     fn connect(&mut self) {
+        let port = self.request.source.port().wrapping_add(1);
+        self.request.source.set_port(port);
         let slot = self.balancer.choose(black_box(&self.request)).expect("all have weight");
         self.balancer.bind(slot, true);
         self.open.push(slot);

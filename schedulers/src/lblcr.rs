@@ -9,10 +9,11 @@ use crate::scheduler::{Request, Scheduler, State};
 use crate::tree::{Summary, Tree};
 use crate::wlc::quotient;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 
 /// A set larger than this keeps its order instead of being walked.
-const SMALL: usize = 4;
+const SMALL: usize = 16;
 /// So many changes are remembered for the sets to catch up with.
 const REMEMBERED: usize = 4096;
 
@@ -39,10 +40,30 @@ struct Set {
 /// A set's members by load.
 #[derive(Debug)]
 struct Order {
-    places: HashMap<Number, usize>,
+    places: HashMap<Number, usize, BuildHasherDefault<Spread>>,
     ranks: Tree<Rank>,
     /// How many changes it knows.
     seen: u64,
+}
+
+/// Numbers are our own: nobody chooses them so that they collide.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The destinations whose load or weight changed last.

@@ -47,9 +47,6 @@ pub struct Destination {
     pub address: SocketAddr,
     /// Its weight, at most 2³¹−1 (more counts as that). With 0 it takes no new connection.
     pub weight: u32,
-    /// The last weight it had that was not 0, or 0 if it was added with that and has had no other: its share of mh's table,
-    /// which stays while it is quiesced.
-    pub last_weight: u32,
     /// With this many connections it takes no more (`-x`). 0: no limit.
     pub upper_threshold: u32,
     /// Below this many it takes them again (`-y`). 0: three quarters of the upper threshold.
@@ -68,7 +65,6 @@ impl Destination {
         Destination {
             address,
             weight,
-            last_weight: weight,
             upper_threshold: 0,
             lower_threshold: 0,
             active: 0,
@@ -127,12 +123,16 @@ pub struct Removed {
     pub destination: Destination,
 }
 
+/// One cache line, which is all that a change of a destination's counters touches here.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Entry {
     generation: u32,
     position: u32,
     destination: Option<Destination>,
 }
+
+const GAP: u32 = u32::MAX;
 
 /// The destinations of one service.
 ///
@@ -142,7 +142,10 @@ struct Entry {
 pub struct Pool {
     entries: Vec<Entry>,
     free: Vec<u32>,
-    order: Vec<Option<Slot>>,
+    /// The index of the destination at each position; `GAP` for none.
+    order: Vec<u32>,
+    /// By index: the last weight that was not 0.
+    last_weights: Vec<u32>,
     flags: u32,
     options: Options,
 }
@@ -176,12 +179,21 @@ impl Pool {
 
     /// All destinations in list order, newest first.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, &Destination)> + Clone {
-        self.order.iter().rev().flatten().filter_map(|&slot| Some((slot, self.get(slot)?)))
+        self.order.iter().rev().filter_map(|&index| {
+            let entry = self.entries.get(index as usize)?;
+            Some((Slot { index, generation: entry.generation }, entry.destination.as_ref()?))
+        })
     }
 
     /// The slot of the destination with this address and port. Walks the list.
     pub fn find(&self, address: SocketAddr) -> Option<Slot> {
         self.iter().find_map(|(slot, destination)| (destination.address == address).then_some(slot))
+    }
+
+    /// The last weight of a destination that was not 0, or 0 if it was added with that and has had no other: its share of mh's
+    /// table, which it keeps while it is quiesced.
+    pub fn last_weight(&self, slot: Slot) -> u32 {
+        self.get(slot).map_or(0, |_| self.last_weights[slot.index()])
     }
 
     /// Where in the list a destination is: greater is earlier. Below [`Pool::positions`].
@@ -198,7 +210,9 @@ impl Pool {
     /// The destination at a position.
     #[inline]
     pub fn at(&self, position: usize) -> Option<Slot> {
-        self.order.get(position).copied().flatten()
+        let index = *self.order.get(position)?;
+        let entry = self.entries.get(index as usize)?;
+        Some(Slot { index, generation: entry.generation })
     }
 
     pub(crate) fn set_flags(&mut self, flags: u32) {
@@ -215,20 +229,21 @@ impl Pool {
             return Err(PoolError::Full);
         }
         destination.weight = destination.weight.min(MAX_WEIGHT);
-        destination.last_weight = destination.last_weight.min(MAX_WEIGHT);
         destination.assess();
         let position = narrow(self.order.len());
         let slot = match self.free.pop() {
             Some(index) => Slot { index, generation: self.entries[index as usize].generation },
             None => {
                 self.entries.push(Entry { generation: 0, position, destination: None });
+                self.last_weights.push(0);
                 Slot { index: narrow(self.entries.len() - 1), generation: 0 }
             }
         };
+        self.last_weights[slot.index()] = destination.weight;
         let entry = &mut self.entries[slot.index()];
         entry.position = position;
         entry.destination = Some(destination);
-        self.order.push(Some(slot));
+        self.order.push(slot.index);
         Ok(slot)
     }
 
@@ -238,9 +253,10 @@ impl Pool {
         entry.generation = entry.generation.wrapping_add(1);
         let position = entry.position as usize;
         self.free.push(slot.index);
-        self.order[position] = None;
-        let previous = self.order[position + 1..].iter().flatten().next().copied();
-        while self.order.last().is_some_and(Option::is_none) {
+        self.order[position] = GAP;
+        let before = self.order[position + 1..].iter().position(|index| *index != GAP);
+        let previous = before.and_then(|before| self.at(position + 1 + before));
+        while self.order.last() == Some(&GAP) {
             self.order.pop();
         }
         Some(Removed { slot, position, previous, destination })
@@ -253,19 +269,20 @@ impl Pool {
 
     /// Closes the gaps: the order stays, positions change.
     pub(crate) fn renumber(&mut self) {
-        self.order.retain(Option::is_some);
-        for (position, slot) in self.order.iter().flatten().enumerate() {
-            self.entries[slot.index()].position = narrow(position);
+        self.order.retain(|index| *index != GAP);
+        for (position, index) in self.order.iter().enumerate() {
+            self.entries[*index as usize].position = narrow(position);
         }
     }
 
     /// Sets weight and thresholds. `false` when the slot is stale.
     pub(crate) fn edit(&mut self, slot: Slot, weight: u32, upper: u32, lower: u32) -> bool {
+        let weight = weight.min(MAX_WEIGHT);
+        if weight != 0 && self.get(slot).is_some() {
+            self.last_weights[slot.index()] = weight;
+        }
         self.change(slot, |destination| {
-            destination.weight = weight.min(MAX_WEIGHT);
-            if weight != 0 {
-                destination.last_weight = destination.weight;
-            }
+            destination.weight = weight;
             destination.upper_threshold = upper;
             destination.lower_threshold = lower;
         })

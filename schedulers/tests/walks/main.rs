@@ -274,6 +274,24 @@ proptest! {
         }
     }
 
+    /// One address needs more and more of many servers.
+    #[test]
+    fn sets_grow_large(
+        weights in prop::collection::vec(1_u32..4, 40..80),
+        events in prop::collection::vec(event(), 1..120),
+    ) {
+        let mut both = Both::new("lblcr", Rule::Replication, 0);
+        for &weight in &weights {
+            both.apply(&Event::Add { weight, upper: 0, lower: 0, known_connections: 0 })?;
+        }
+        for (turn, event) in events.iter().enumerate() {
+            both.apply(&Event::Connect { times: 5, active: true })?;
+            both.apply(&Event::Close { which: turn * 7, times: 1 })?;
+            both.apply(&Event::End { which: turn * 5, times: 1 })?;
+            both.apply(event)?;
+        }
+    }
+
     /// Many additions and few left: positions are given out anew on the way.
     #[test]
     fn survives_renumbering(
