@@ -254,13 +254,14 @@ fn the_example_passes_the_check() {
 
 #[test]
 fn listings_as_json_have_every_key() {
-    let plane = NoPlane { features: Features::ALL, schedulers: vec!["sh".into()], engines: vec![] };
+    let plane =
+        NoPlane { features: Features::ALL, schedulers: vec!["sh".into(), "mh".into()], engines: vec![] };
     let bench = Bench::new("json", plane);
     for line in [
         "ipvsadm -A -t 10.0.0.1:80 -s sh -b sh-port -p 60 -M 255.255.255.0 --mss 1400 --refuse reset --state-timeouts syn_recv=9,established=3600",
         "ipvsadm -a -t 10.0.0.1:80 -r 10.0.0.2:8080 -m -w 3 -x 20 -y 10",
         "ipvsadm -P -t 10.0.0.1:80 -z 10.0.0.9",
-        "ipvsadm -A -f 7 -6 -s sh",
+        "ipvsadm -A -f 7 -6 -s mh --table-size 251",
         "ipvsadm -a -f 7 -6 -r 10.0.0.2 -i --tun-type gue --tun-port 6080 --tun-csum",
     ] {
         assert_eq!(bench.run(line, ""), (0, String::new(), String::new()), "{line}");
@@ -278,12 +279,12 @@ fn listings_as_json_have_every_key() {
     let expected = format!(
         r#"{{"services":[
             {{"protocol":"tcp","address":"10.0.0.1","port":80,"fwmark":null,"family":"ipv4","scheduler":"sh",
-              "flags":["sh-port"],"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,{},
+              "flags":["sh-port"],"table_size":null,"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":8080,"method":"masquerading","tunnel":null,
               "weight":3,"upper_threshold":20,"lower_threshold":10}}],
               "local_addresses":[{{"address":"10.0.0.9","leaving":false,"port_conflicts":0,"connections":0}}]}},
-            {{"protocol":null,"address":null,"port":null,"fwmark":7,"family":"ipv6","scheduler":"sh",
-              "flags":[],"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,{},
+            {{"protocol":null,"address":null,"port":null,"fwmark":7,"family":"ipv6","scheduler":"mh",
+              "flags":[],"table_size":251,"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":0,"method":"tunnel",
               "tunnel":{{"type":"gue","port":6080,"checksum":"full"}},"weight":1,"upper_threshold":0,
               "lower_threshold":0}}],"local_addresses":[]}}]}}"#,

@@ -9,6 +9,7 @@ mod activity;
 mod capture;
 mod connections;
 mod daemons;
+mod scheduling;
 mod services;
 mod status;
 mod terms;
@@ -21,9 +22,9 @@ pub use activity::{
 pub use capture::CaptureSpec;
 pub use connections::{ConnectionEntry, Timeouts};
 pub use daemons::{Daemon, DaemonState};
+pub use scheduling::{SchedulerFlags, SchedulerOptions};
 pub use services::{
-    Family, Method, Netmask, Protocol, SchedulerFlags, ServerSpec, ServiceId, ServiceSpec, Tunnel,
-    TunnelChecksum, TunnelKind,
+    Family, Method, Netmask, Protocol, ServerSpec, ServiceId, ServiceSpec, Tunnel, TunnelChecksum, TunnelKind,
 };
 pub use status::{
     DeviceStatus, DropCount, EventCount, NextHopStatus, QueueStatus, Status, TableStatus, WorkerStatus,

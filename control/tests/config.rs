@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uvs_control::api::{
-    AddressOption, ClientAddress, MSS, Method, Netmask, Protocol, RefuseWith, ServerSpec, ServiceId,
-    ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, MSS, Method, Netmask, Protocol, RefuseWith, SchedulerFlags,
+    SchedulerOptions, ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum,
+    TunnelKind,
 };
 use uvs_control::config::{parse, render};
 use uvs_control::options::{
@@ -185,6 +186,19 @@ fn every_fault_is_told_with_its_place() {
             &["2:11: found the text \"192.0.2.1\", expected an IP address and a port"],
         ),
         (
+            "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"sh\"\nflags = [\"mh-port\"]\ntable_size = 251",
+            &[
+                "4:10: found the flag `mh-port`, expected of the scheduler sh `sh-fallback`, `sh-port`, `flag-1`, `flag-2` or `flag-3`",
+                "5:14: found `table_size`: only the scheduler mh has a table whose size can be chosen",
+            ],
+        ),
+        (
+            "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"mh\"\ntable_size = 4096",
+            &[
+                "4:14: found `table_size`: the table of mh has one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071 slots",
+            ],
+        ),
+        (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
             &[
                 "3:13: found the scheduler `wlcc`, expected `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
@@ -343,6 +357,7 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
             let kept = (any::<bool>(), 1..=2_678_400_u32, any::<u32>());
             let spec = (terms(), any::<bool>(), kept).prop_map(move |(terms, one_packet, kept)| {
                 let terms = if terms.fault(&id).is_some() { Terms::default() } else { terms };
+                let table_size = (scheduler == "mh" && host % 2 == 0).then_some(65521);
                 let plain = ServiceSpec::new(id, scheduler);
                 let (is_kept, seconds, mask) = kept;
                 let persistent = (is_kept || port == 0).then_some(seconds);
@@ -351,7 +366,15 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
                     (Some(_), false) => Netmask::Ipv4(mask.into()),
                     (Some(_), true) => Netmask::Ipv6(u8::try_from(mask % 128 + 1).unwrap()),
                 };
-                ServiceSpec { terms, one_packet: one_packet && udp, persistent, netmask, ..plain }
+                ServiceSpec {
+                    flags: SchedulerFlags(u8::try_from(host % 4).unwrap()),
+                    options: SchedulerOptions { table_size },
+                    terms,
+                    one_packet: one_packet && udp,
+                    persistent,
+                    netmask,
+                    ..plain
+                }
             });
             (spec, servers).prop_map(|(service, servers)| {
                 let mut servers: Vec<_> = servers.into_values().collect();

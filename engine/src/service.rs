@@ -440,6 +440,11 @@ impl Service {
         core.balancer.set_scheduler(scheduler);
     }
 
+    /// Sets what the scheduler is told beyond its flags.
+    pub fn set_options(&self, options: uvs_schedulers::Options) {
+        self.core().balancer.set_options(options);
+    }
+
     /// Sets the scheduler flags (`ipvsadm -b`).
     pub fn set_flags(&self, flags: u32) {
         self.core().balancer.set_flags(flags);

@@ -67,11 +67,14 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
             let udp = !matches!(id, ServiceId::Address { protocol: Protocol::Tcp | Protocol::Sctp, .. });
             let any_port = matches!(id, ServiceId::Address { .. }) && id.port() == 0;
             // sh and mh have no name for the third flag, so ipvsadm does not save it.
+            let sizes = uvs_control::api::SchedulerOptions { table_size: (bits % 2 == 0).then_some(65521) };
+            let options = if scheduler == "mh" { sizes } else { Default::default() };
             let flags = if matches!(scheduler, "sh" | "mh") { flags & 3 } else { flags };
             ServiceSpec {
                 id,
                 scheduler: scheduler.to_owned(),
                 flags: SchedulerFlags(flags),
+                options,
                 persistent: if any_port { persistent.or(Some(360)) } else { persistent },
                 netmask: match id.family() {
                     Family::Ipv4 => Netmask::Ipv4(Ipv4Addr::from_bits(mask)),

@@ -21,6 +21,7 @@ struct Service<'a> {
     family: Family,
     scheduler: &'a str,
     flags: Vec<String>,
+    table_size: Option<u32>,
     persistent: Option<u32>,
     netmask: String,
     persistence_engine: Option<&'a str>,
@@ -138,6 +139,7 @@ fn service(entry: &ServiceEntry) -> Service<'_> {
         family: spec.id.family(),
         scheduler: &spec.scheduler,
         flags: flags.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        table_size: spec.options.table_size,
         persistent: spec.persistent,
         netmask: match spec.netmask {
             Netmask::Ipv4(mask) => mask.to_string(),

@@ -5,8 +5,8 @@ use super::names::Names;
 use super::parse::{Columns, Listing};
 use std::fmt::Write;
 use uvs_control::api::{
-    ConnectionEntry, Counters, Daemon, DaemonState, Family, Method, Netmask, Protocol, Rates, SchedulerFlags,
-    ServerEntry, ServiceEntry, ServiceId, ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    ConnectionEntry, Counters, Daemon, DaemonState, Family, Method, Netmask, Protocol, Rates, ServerEntry,
+    ServiceEntry, ServiceId, ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 
 /// The table of services. `table_size` titles the listing of all of them.
@@ -95,17 +95,7 @@ fn attributes(spec: &ServiceSpec) -> String {
 
 /// The names of the scheduler flags, which the scheduler decides.
 pub(super) fn flag_names(spec: &ServiceSpec) -> Option<String> {
-    let named: &[_] = match spec.scheduler.as_str() {
-        "sh" => &[(SchedulerFlags::ONE, "sh-fallback"), (SchedulerFlags::TWO, "sh-port")],
-        "mh" => &[(SchedulerFlags::ONE, "mh-fallback"), (SchedulerFlags::TWO, "mh-port")],
-        _ => &[
-            (SchedulerFlags::ONE, "flag-1"),
-            (SchedulerFlags::TWO, "flag-2"),
-            (SchedulerFlags::THREE, "flag-3"),
-        ],
-    };
-    let set: Vec<_> =
-        named.iter().filter(|(flag, _)| spec.flags.contains(*flag)).map(|(_, name)| *name).collect();
+    let set: Vec<_> = spec.flags.names(&spec.scheduler).collect();
     (!set.is_empty()).then(|| set.join(","))
 }
 

@@ -70,6 +70,7 @@ impl Verb {
                     Mss,
                     Refuse,
                     StateTimeouts,
+                    TableSize,
                 ],
                 ..Rules::NONE
             },
@@ -178,10 +179,11 @@ pub(super) enum Opt {
     Mss,
     Refuse,
     StateTimeouts,
+    TableSize,
 }
 
 /// Every option with the name that messages give it, in checking order.
-const OPTIONS: [(Opt, &str); 43] = [
+const OPTIONS: [(Opt, &str); 44] = [
     (Opt::Numeric, "numeric"),
     (Opt::Connection, "connection"),
     (Opt::ServiceAddress, "service-address"),
@@ -225,6 +227,7 @@ const OPTIONS: [(Opt, &str); 43] = [
     (Opt::Mss, "mss"),
     (Opt::Refuse, "refuse"),
     (Opt::StateTimeouts, "state-timeouts"),
+    (Opt::TableSize, "table-size"),
 ];
 
 /// The options given so far.
@@ -326,7 +329,7 @@ pub(super) enum Value {
 pub(super) type SwitchRow = (Option<char>, &'static str, Value, Switch);
 
 /// Every switch.
-pub(super) const SWITCHES: [SwitchRow; 71] = {
+pub(super) const SWITCHES: [SwitchRow; 72] = {
     use self::Verb as V;
     use Switch::*;
     use Value::{Needed, None as Bare, Optional};
@@ -402,6 +405,7 @@ pub(super) const SWITCHES: [SwitchRow; 71] = {
         (None, "mss", Needed, Plain(Opt::Mss)),
         (None, "refuse", Needed, Plain(Opt::Refuse)),
         (None, "state-timeouts", Needed, Plain(Opt::StateTimeouts)),
+        (None, "table-size", Needed, Plain(Opt::TableSize)),
     ]
 };
 

@@ -6,7 +6,8 @@ use super::words::{Found, Reader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use uvs_control::api::{
     ClientAddress, Daemon, DaemonState, Family, Method, Netmask, Protocol, RefuseWith, SchedulerFlags,
-    ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    SchedulerOptions, ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum,
+    TunnelKind,
 };
 use uvs_control::registry::LONGEST_TIMEOUT;
 
@@ -199,6 +200,7 @@ struct Draft {
     scheduler: String,
     flags_text: String,
     flags: SchedulerFlags,
+    options: SchedulerOptions,
     persistent: Option<u32>,
     one_packet: bool,
     engine: Option<String>,
@@ -226,6 +228,7 @@ impl Default for Draft {
             scheduler: "wlc".to_owned(),
             flags_text: String::new(),
             flags: SchedulerFlags::default(),
+            options: SchedulerOptions::default(),
             persistent: None,
             one_packet: false,
             engine: None,
@@ -293,6 +296,7 @@ impl Draft {
             Opt::Ops => self.one_packet = true,
             Opt::Pe => self.engine = Some(value.to_owned()).filter(|name| !name.is_empty()),
             Opt::SchedFlags => value.clone_into(&mut self.flags_text),
+            Opt::TableSize => self.options.table_size = Some(bounded(value, 1, u32::MAX, "table-size")?),
             Opt::RealServer => match address::host_port(value, self.protocol) {
                 Some(HostPort { address, port }) => {
                     self.server = Some(SocketAddr::new(address, port.unwrap_or(self.port)));
@@ -392,15 +396,9 @@ impl Draft {
     /// Scheduler flags are read last: what they are called depends on the scheduler.
     fn take_flags(&mut self) -> Result<(), Complaint> {
         for name in self.flags_text.split(',').filter(|name| !name.is_empty()) {
-            let (scheduler, flag) = match name {
-                "sh-fallback" => (Some("sh"), SchedulerFlags::ONE),
-                "sh-port" => (Some("sh"), SchedulerFlags::TWO),
-                "mh-fallback" => (Some("mh"), SchedulerFlags::ONE),
-                "mh-port" => (Some("mh"), SchedulerFlags::TWO),
-                "flag-1" => (None, SchedulerFlags::ONE),
-                "flag-2" => (None, SchedulerFlags::TWO),
-                "flag-3" => (None, SchedulerFlags::THREE),
-                _ => return complaint(format!("invalid scheduler flag `{name}'")),
+            let known = SchedulerFlags::NAMES.into_iter().find(|(_, known, _)| *known == name);
+            let Some((scheduler, _, flag)) = known else {
+                return complaint(format!("invalid scheduler flag `{name}'"));
             };
             if scheduler.is_some_and(|scheduler| scheduler != self.scheduler) {
                 return complaint(format!("incompatible scheduler flag `{name}'"));
@@ -458,6 +456,7 @@ impl Draft {
             id: self.id(),
             scheduler: self.scheduler,
             flags: self.flags,
+            options: self.options,
             persistent: self.persistent,
             netmask: self.netmask,
             engine: self.engine,

@@ -60,6 +60,9 @@ fn service_line(text: &mut String, entry: &ServiceEntry, service: &str) {
     if let Some(flags) = flag_names(spec) {
         let _ = write!(text, " -b {flags}");
     }
+    if let Some(size) = spec.options.table_size {
+        let _ = write!(text, " --table-size {size}");
+    }
     save_terms(text, &spec.terms);
     text.push('\n');
 }

@@ -1,9 +1,9 @@
 //! Virtual services and real servers as they should be.
 
-use super::{Terms, is_default};
+use super::{SchedulerFlags, SchedulerOptions, Terms, is_default};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::{fmt, ops};
 
 /// A transport protocol that a virtual service may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,37 +108,6 @@ impl fmt::Display for ServiceId {
     }
 }
 
-/// The scheduler flags of `ipvsadm -b`, as the kernel numbers them from bit 3 of the service flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SchedulerFlags(pub u8);
-
-impl SchedulerFlags {
-    /// flag-1: `sh-fallback` of scheduler sh, `mh-fallback` of scheduler mh.
-    pub const ONE: SchedulerFlags = SchedulerFlags(1);
-    /// flag-2: `sh-port` of scheduler sh, `mh-port` of scheduler mh.
-    pub const TWO: SchedulerFlags = SchedulerFlags(2);
-    /// flag-3: not used by any scheduler of IPVS.
-    pub const THREE: SchedulerFlags = SchedulerFlags(4);
-
-    /// Whether all of `flags` are set here.
-    pub fn contains(self, flags: SchedulerFlags) -> bool {
-        self.0 & flags.0 == flags.0
-    }
-
-    /// Whether none is set.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl ops::BitOr for SchedulerFlags {
-    type Output = SchedulerFlags;
-    fn bitor(self, other: SchedulerFlags) -> SchedulerFlags {
-        SchedulerFlags(self.0 | other.0)
-    }
-}
-
 /// Which clients count as one for persistence (`ipvsadm -M`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -169,6 +138,9 @@ pub struct ServiceSpec {
     /// The scheduler's flags.
     #[serde(default, skip_serializing_if = "is_default")]
     pub flags: SchedulerFlags,
+    /// What else its scheduler is told.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub options: SchedulerOptions,
     /// Seconds that a client keeps to its real server, when the service is persistent.
     #[serde(default, skip_serializing_if = "is_default")]
     pub persistent: Option<u32>,
@@ -196,6 +168,7 @@ impl ServiceSpec {
             id,
             scheduler: scheduler.to_owned(),
             flags: SchedulerFlags::default(),
+            options: SchedulerOptions::default(),
             persistent: None,
             engine: None,
             one_packet: false,

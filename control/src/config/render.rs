@@ -90,6 +90,13 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
         "\n[[service]]\naddress = \"{address}\"\nprotocol = \"{protocol}\"\nscheduler = {}",
         quote(&service.scheduler)
     );
+    let flags: Vec<_> = service.flags.names(&service.scheduler).map(quote).collect();
+    if !flags.is_empty() {
+        let _ = writeln!(text, "flags = [{}]", flags.join(", "));
+    }
+    if let Some(size) = service.options.table_size {
+        let _ = writeln!(text, "table_size = {size}");
+    }
     if !locals.is_empty() {
         let _ = writeln!(text, "local_addresses = [{}]", locals.join(", "));
     }

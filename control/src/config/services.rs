@@ -3,8 +3,8 @@
 use super::reader::{Found, Reader, Section, alternatives, did_you_mean};
 use super::{persistence, terms};
 use crate::api::{
-    Family, Method, Protocol, Refusal, Request, Response, ServerSpec, ServiceId, ServiceSpec, Timeouts,
-    Tunnel, TunnelChecksum, TunnelKind,
+    Family, Method, Protocol, Refusal, Request, Response, SchedulerFlags, SchedulerOptions, ServerSpec,
+    ServiceId, ServiceSpec, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
 };
 use crate::registry::{Features, NoPlane, Registry};
 use std::collections::HashMap;
@@ -52,6 +52,8 @@ impl Services<'_, '_> {
         let address = section.required_text("address", ADDRESS);
         let protocol = section.one_of("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         let scheduler = self.scheduler(&section);
+        let flags = self.flags(&section, &scheduler);
+        let options = self.options(&section, &scheduler);
         let local_ports = self.local_ports(&section);
         let one_packet = section.boolean("one_packet").is_some_and(|found| found.value);
         let persistence = persistence::read(&section);
@@ -65,7 +67,16 @@ impl Services<'_, '_> {
                 let netmask = persistence.netmask(self.reader, id.family());
                 let plain = ServiceSpec::new(id, &scheduler);
                 let persistent = persistence.persistent;
-                let spec = ServiceSpec { persistent, netmask, local_ports, one_packet, terms, ..plain };
+                let spec = ServiceSpec {
+                    flags,
+                    options,
+                    persistent,
+                    netmask,
+                    local_ports,
+                    one_packet,
+                    terms,
+                    ..plain
+                };
                 Some((spec, address.at))
             }
             Ok(_) => {
@@ -137,6 +148,37 @@ impl Services<'_, '_> {
                 "wlc".to_owned()
             }
             None => "wlc".to_owned(),
+        }
+    }
+
+    fn flags(&self, section: &Section<'_, '_>, scheduler: &str) -> SchedulerFlags {
+        let known = SchedulerFlags::NAMES.iter().filter(|(of, ..)| of.is_none_or(|of| of == scheduler));
+        let names: Vec<_> = known.clone().map(|(_, name, _)| *name).collect();
+        let expected = format!("a list of {}", alternatives(&names));
+        let mut flags = SchedulerFlags::default();
+        for found in section.texts("flags", &expected).into_iter().flat_map(|list| list.value) {
+            match known.clone().find(|(_, name, _)| *name == found.value) {
+                Some((.., flag)) => flags = flags | *flag,
+                None => self.reader.expected(
+                    found.at,
+                    format!("the flag `{}`", found.value),
+                    format!("of the scheduler {scheduler} {}", alternatives(&names)),
+                ),
+            }
+        }
+        flags
+    }
+
+    fn options(&self, section: &Section<'_, '_>, scheduler: &str) -> SchedulerOptions {
+        let table_size = section.number("table_size", 1..=u32::MAX);
+        let at = table_size.as_ref().map(|found| found.at.clone());
+        let options = SchedulerOptions { table_size: table_size.map(|found| found.value) };
+        match (options.fault(scheduler), at) {
+            (Some(fault), Some(at)) => {
+                self.reader.fault(at, format!("found `table_size`: {fault}"));
+                SchedulerOptions::default()
+            }
+            _ => options,
         }
     }
 

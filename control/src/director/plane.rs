@@ -333,8 +333,7 @@ impl Apply for Plane {
         let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         let service =
             Service::new(key, &spec.scheduler, scheduler, self.destinations.clone()).map_err(refusal)?;
-        service.set_flags(u32::from(spec.flags.0) << 3);
-        service.set_terms(services::terms(spec));
+        services::describe(&service, spec);
         let mut added = Ok(());
         self.generation = self.config.publish(|snapshot| match snapshot.services.with(service) {
             Ok(services) => snapshot.services = services,
@@ -357,8 +356,7 @@ impl Apply for Plane {
         let service = self.service(&spec.id)?;
         let scheduler = self.schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         service.set_scheduler(&spec.scheduler, scheduler);
-        service.set_flags(u32::from(spec.flags.0) << 3);
-        service.set_terms(services::terms(spec));
+        services::describe(&service, spec);
         self.locals.set_ports(service.key(), spec.local_ports);
         service.set_locals(self.locals.pool(service.key()));
         Ok(())

@@ -11,8 +11,15 @@ use uvs_engine::packet::proxy::Version;
 use uvs_engine::plan::{AddressOption, Tell};
 use uvs_engine::service::{Clients, Destinations, LocalPool, Persistence, Ports, Service, Terms};
 
+/// Tells a service all of its description but the scheduler.
+pub(super) fn describe(service: &Service, spec: &ServiceSpec) {
+    service.set_flags(u32::from(spec.flags.0) << 3);
+    service.set_options(spec.options.into());
+    service.set_terms(terms(spec));
+}
+
 /// What holds for all real servers of a service.
-pub(super) fn terms(spec: &ServiceSpec) -> Terms {
+fn terms(spec: &ServiceSpec) -> Terms {
     let terms = spec.terms;
     let option = terms.toa;
     Terms {
@@ -56,8 +63,7 @@ pub(crate) fn offer(
         let key = key(&spec.id).ok_or(Refusal::Invalid)?;
         let scheduler = schedulers.make(&spec.scheduler).map_err(|_| Refusal::SchedulerNotFound)?;
         let service = Service::new(key, &spec.scheduler, scheduler, destinations.clone()).map_err(refusal)?;
-        service.set_flags(u32::from(spec.flags.0) << 3);
-        service.set_terms(terms(spec));
+        describe(&service, spec);
         let ports = spec.local_ports.map_or_else(Ports::default, |(first, last)| Ports::new([first..=last]));
         let locals = options.locals.iter().filter(|(id, _)| *id == spec.id);
         let locals = locals.map(|(_, address)| (destinations.locals().enter(*address), ports.clone()));
