@@ -11,8 +11,10 @@ use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name, flags};
 
-const SCHEDULERS: [&str; 14] =
-    ["rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh", "twos", "lblc", "lblcr"];
+const SCHEDULERS: [&str; 16] = [
+    "rr", "wrr", "lc", "wlc", "sed", "nq", "fo", "ovf", "dh", "sh", "mh", "twos", "lblc", "lblcr", "p2c",
+    "chbl",
+];
 const SERVERS: [u32; 4] = [10, 100, 1000, 10_000];
 const OPEN_PER_SERVER: u32 = 8;
 

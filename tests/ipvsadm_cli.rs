@@ -279,12 +279,12 @@ fn listings_as_json_have_every_key() {
     let expected = format!(
         r#"{{"services":[
             {{"protocol":"tcp","address":"10.0.0.1","port":80,"fwmark":null,"family":"ipv4","scheduler":"sh",
-              "flags":["sh-port"],"table_size":null,"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,{},
+              "flags":["sh-port"],"table_size":null,"half_life":null,"load_bound":null,"persistent":60,"netmask":"255.255.255.0","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":8080,"method":"masquerading","tunnel":null,
               "weight":3,"upper_threshold":20,"lower_threshold":10}}],
               "local_addresses":[{{"address":"10.0.0.9","leaving":false,"port_conflicts":0,"connections":0}}]}},
             {{"protocol":null,"address":null,"port":null,"fwmark":7,"family":"ipv6","scheduler":"mh",
-              "flags":[],"table_size":251,"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,{},
+              "flags":[],"table_size":251,"half_life":null,"load_bound":null,"persistent":null,"netmask":"128","persistence_engine":null,"one_packet":false,{},
               "counters":{zero},"rates":{zero},"servers":[{{{},"port":0,"method":"tunnel",
               "tunnel":{{"type":"gue","port":6080,"checksum":"full"}},"weight":1,"upper_threshold":0,
               "lower_threshold":0}}],"local_addresses":[]}}]}}"#,

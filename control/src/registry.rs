@@ -456,7 +456,7 @@ impl<A: Apply> Registry<A> {
                 "a service of every port (port 0) has to be persistent (-p)".into(),
             ));
         }
-        if let Some(fault) = spec.options.fault(&spec.scheduler) {
+        if let Some((_, fault)) = spec.options.fault(&spec.scheduler) {
             return Err(Refusal::Unsupported(fault));
         }
         spec.terms.fault(&spec.id).map_or(Ok(()), |fault| Err(Refusal::Unsupported(fault)))

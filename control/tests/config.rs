@@ -189,19 +189,19 @@ fn every_fault_is_told_with_its_place() {
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"sh\"\nflags = [\"mh-port\"]\ntable_size = 251",
             &[
                 "4:10: found the flag `mh-port`, expected of the scheduler sh `sh-fallback`, `sh-port`, `flag-1`, `flag-2` or `flag-3`",
-                "5:14: found `table_size`: only the scheduler mh has a table whose size can be chosen",
+                "5:14: found `table_size`: only the scheduler mh or chbl has a table size",
             ],
         ),
         (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"mh\"\ntable_size = 4096",
             &[
-                "4:14: found `table_size`: the table of mh has one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071 slots",
+                "4:14: found `table_size`: the table size of mh is one of 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071 slots",
             ],
         ),
         (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
             &[
-                "3:13: found the scheduler `wlcc`, expected `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
+                "3:13: found the scheduler `wlcc`, expected `chbl`, `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `p2c`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
             ],
         ),
         (
@@ -343,7 +343,7 @@ fn server(v6: bool, port: u16) -> impl Strategy<Value = ServerSpec> {
 }
 
 fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
-    let scheduler = prop::sample::select(vec!["rr", "wrr", "lc", "wlc", "sh", "mh", "lblcr", "twos"]);
+    let scheduler = prop::sample::select(vec!["rr", "wrr", "wlc", "sh", "mh", "lblcr", "p2c", "chbl"]);
     (any::<bool>(), any::<bool>(), any::<u32>(), any::<u16>(), scheduler).prop_flat_map(
         |(v6, udp, host, port, scheduler)| {
             let address: IpAddr = if v6 {
@@ -357,7 +357,7 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
             let kept = (any::<bool>(), 1..=2_678_400_u32, any::<u32>());
             let spec = (terms(), any::<bool>(), kept).prop_map(move |(terms, one_packet, kept)| {
                 let terms = if terms.fault(&id).is_some() { Terms::default() } else { terms };
-                let table_size = (scheduler == "mh" && host % 2 == 0).then_some(65521);
+                let some = |wanted: bool| (wanted && host % 2 == 0).then_some(251);
                 let plain = ServiceSpec::new(id, scheduler);
                 let (is_kept, seconds, mask) = kept;
                 let persistent = (is_kept || port == 0).then_some(seconds);
@@ -368,7 +368,11 @@ fn service() -> impl Strategy<Value = (ServiceSpec, Vec<ServerSpec>)> {
                 };
                 ServiceSpec {
                     flags: SchedulerFlags(u8::try_from(host % 4).unwrap()),
-                    options: SchedulerOptions { table_size },
+                    options: SchedulerOptions {
+                        table_size: some(matches!(scheduler, "mh" | "chbl")),
+                        half_life: some(scheduler == "p2c"),
+                        load_bound: some(scheduler == "chbl"),
+                    },
                     terms,
                     one_packet: one_packet && udp,
                     persistent,

@@ -22,11 +22,13 @@
 //! ```
 //!
 //! To add a scheduler: one file with an implementation of [`Scheduler`], one line in `registry.rs`. To add one from
-//! another crate: [`Registry::register`].
+//! another crate: [`Registry::register`], or [`offer`] for a director of your own.
 
 mod balancer;
 mod cache;
+mod chbl;
 mod dh;
+mod draw;
 mod fo;
 mod hash;
 mod lblc;
@@ -38,6 +40,7 @@ mod mh;
 mod none;
 mod nq;
 mod ovf;
+mod p2c;
 mod pool;
 mod registry;
 mod rr;
@@ -51,5 +54,5 @@ mod wrr;
 
 pub use balancer::Balancer;
 pub use pool::{Destination, MAX_DESTINATIONS, Pool, PoolError, Removed, Slot};
-pub use registry::{Registry, RegistryError, by_name};
+pub use registry::{Registry, RegistryError, by_name, offer};
 pub use scheduler::{MH_TABLE_SIZES, Options, Request, Scheduler, State, flags};

@@ -36,7 +36,7 @@ struct Claimant {
 }
 
 /// The place in [`MH_TABLE_SIZES`] of the table's size.
-fn place(pool: &Pool) -> usize {
+pub(crate) fn place(pool: &Pool) -> usize {
     let wanted = pool.options().table_size;
     MH_TABLE_SIZES.iter().position(|size| *size == wanted).unwrap_or(DEFAULT_SIZE)
 }

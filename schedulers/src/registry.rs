@@ -1,5 +1,6 @@
 //! Schedulers by name.
 
+use crate::chbl::BoundedLoads;
 use crate::dh::DestinationHashing;
 use crate::fo::FailOver;
 use crate::lblc::LocalityBased;
@@ -9,6 +10,7 @@ use crate::mh::MaglevHashing;
 use crate::none::Nobody;
 use crate::nq::NeverQueue;
 use crate::ovf::Overflow;
+use crate::p2c::DecayingChoices;
 use crate::rr::RoundRobin;
 use crate::scheduler::Scheduler;
 use crate::sed::ShortestExpectedDelay;
@@ -18,10 +20,12 @@ use crate::wlc::WeightedLeastConnection;
 use crate::wrr::WeightedRoundRobin;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 
 /// The schedulers of this crate, one line each.
 const BUILT_IN: &[(&str, Make)] = &[
+    ("chbl", make::<BoundedLoads>),
     ("dh", make::<DestinationHashing>),
     ("fo", make::<FailOver>),
     ("lblc", make::<LocalityBased>),
@@ -31,6 +35,7 @@ const BUILT_IN: &[(&str, Make)] = &[
     ("none", make::<Nobody>),
     ("nq", make::<NeverQueue>),
     ("ovf", make::<Overflow>),
+    ("p2c", make::<DecayingChoices>),
     ("rr", make::<RoundRobin>),
     ("sed", make::<ShortestExpectedDelay>),
     ("sh", make::<SourceHashing>),
@@ -67,7 +72,27 @@ pub enum RegistryError {
     Taken(String),
 }
 
-type Factory = Box<dyn Fn() -> Box<dyn Scheduler> + Send + Sync>;
+type Factory = Arc<dyn Fn() -> Box<dyn Scheduler> + Send + Sync>;
+
+/// What was offered by name.
+static OFFERED: Mutex<Vec<(String, Factory)>> = Mutex::new(Vec::new());
+
+/// Has every registry of this process that is made from now on know a scheduler under a name: what configuration files and
+/// `ipvsadm -s` may say then. To be called before the director starts.
+///
+/// # Errors
+/// When the name is taken.
+pub fn offer<F>(name: &str, make: F) -> Result<(), RegistryError>
+where
+    F: Fn() -> Box<dyn Scheduler> + Send + Sync + 'static,
+{
+    let mut offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
+    if by_name(name).is_some() || offered.iter().any(|(taken, _)| taken == name) {
+        return Err(RegistryError::Taken(name.to_owned()));
+    }
+    offered.push((name.to_owned(), Arc::new(make)));
+    Ok(())
+}
 
 /// The schedulers a director offers: those of this crate and any that a user adds.
 ///
@@ -108,10 +133,11 @@ pub struct Registry {
 }
 
 impl Default for Registry {
-    /// The schedulers of this crate.
+    /// The schedulers of this crate and those that were [offered](offer).
     fn default() -> Self {
-        let built_in = BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), Box::new(make) as Factory));
-        Registry { factories: built_in.collect() }
+        let built_in = BUILT_IN.iter().map(|&(name, make)| (name.to_owned(), Arc::new(make) as Factory));
+        let offered = OFFERED.lock().unwrap_or_else(PoisonError::into_inner);
+        Registry { factories: built_in.chain(offered.iter().cloned()).collect() }
     }
 }
 
@@ -133,7 +159,7 @@ impl Registry {
         if self.factories.contains_key(name) {
             return Err(RegistryError::Taken(name.to_owned()));
         }
-        self.factories.insert(name.to_owned(), Box::new(make));
+        self.factories.insert(name.to_owned(), Arc::new(make));
         Ok(())
     }
 
@@ -168,7 +194,7 @@ mod tests {
         assert!(by_name("nosuch").is_none());
         assert_eq!(
             registry.make("nosuch").unwrap_err().to_string(),
-            "no scheduler is called `nosuch`: choose one of dh, fo, lblc, lblcr, lc, mh, none, nq, ovf, rr, sed, \
+            "no scheduler is called `nosuch`: choose one of chbl, dh, fo, lblc, lblcr, lc, mh, none, nq, ovf, p2c, rr, sed, \
              sh, twos, wlc, wrr"
         );
         assert_eq!(registry.register("rr", make::<RoundRobin>), Err(RegistryError::Taken("rr".to_owned())));

@@ -17,8 +17,12 @@ pub mod flags {
 /// What a service's scheduler may be told beyond its flags. A scheduler looks at what means something to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Slots of the lookup table; 0 for the scheduler's own default. `mh` takes those of [`MH_TABLE_SIZES`].
+    /// Slots of the lookup table; 0 for the scheduler's own default. `mh` and `chbl` take those of [`MH_TABLE_SIZES`].
     pub table_size: u32,
+    /// For `p2c`: the seconds after which a connection counts half; 0 for 10.
+    pub half_life: u32,
+    /// For `chbl`: the percent of its share that a destination takes at most, above 100; 0 for 125.
+    pub load_bound: u32,
 }
 
 /// The sizes that the table of `mh` can have: those a kernel can be built with (`CONFIG_IP_VS_MH_TAB_INDEX` 8 to 17). It has

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use uvs_control::api::{
     AddressOption, ClientAddress, Family, MSS, Method, Netmask, Protocol, RefuseWith, Request, Response,
-    SchedulerFlags, ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel, TunnelChecksum, TunnelKind,
+    SchedulerFlags, SchedulerOptions, ServerSpec, ServiceId, ServiceSpec, Terms, Timeouts, Tunnel,
+    TunnelChecksum, TunnelKind,
 };
 use uvs_control::registry::{Features, NoPlane, Registry};
 
@@ -15,7 +16,7 @@ type Rules = Vec<(ServiceSpec, Vec<ServerSpec>, Vec<IpAddr>)>;
 fn registry() -> Registry<NoPlane> {
     let plane = NoPlane {
         features: Features::ALL,
-        schedulers: ["rr", "wlc", "sh", "mh"].map(str::to_owned).to_vec(),
+        schedulers: ["rr", "wlc", "sh", "mh", "p2c", "chbl"].map(str::to_owned).to_vec(),
         engines: vec!["sip".to_owned()],
     };
     Registry::new(plane, Timeouts::default())
@@ -58,7 +59,7 @@ fn address() -> impl Strategy<Value = IpAddr> {
 }
 
 fn service() -> impl Strategy<Value = ServiceSpec> {
-    let scheduler = prop::sample::select(vec!["rr", "wlc", "sh", "mh"]);
+    let scheduler = prop::sample::select(vec!["rr", "wlc", "sh", "mh", "p2c", "chbl"]);
     let engine = prop::option::of(Just("sip".to_owned()));
     let persistent = prop::option::of(1..=2_678_400_u32);
     let rest = (any::<(bool, u32)>(), 1..=128_u8, any_terms());
@@ -67,8 +68,12 @@ fn service() -> impl Strategy<Value = ServiceSpec> {
             let udp = !matches!(id, ServiceId::Address { protocol: Protocol::Tcp | Protocol::Sctp, .. });
             let any_port = matches!(id, ServiceId::Address { .. }) && id.port() == 0;
             // sh and mh have no name for the third flag, so ipvsadm does not save it.
-            let sizes = uvs_control::api::SchedulerOptions { table_size: (bits % 2 == 0).then_some(65521) };
-            let options = if scheduler == "mh" { sizes } else { Default::default() };
+            let some = |wanted: bool, value: u32| (wanted && bits % 2 == 0).then_some(value);
+            let options = SchedulerOptions {
+                table_size: some(matches!(scheduler, "mh" | "chbl"), 65521),
+                half_life: some(scheduler == "p2c", 1 + u32::from(bits)),
+                load_bound: some(scheduler == "chbl", 101 + u32::from(bits)),
+            };
             let flags = if matches!(scheduler, "sh" | "mh") { flags & 3 } else { flags };
             ServiceSpec {
                 id,

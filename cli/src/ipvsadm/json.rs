@@ -22,6 +22,8 @@ struct Service<'a> {
     scheduler: &'a str,
     flags: Vec<String>,
     table_size: Option<u32>,
+    half_life: Option<u32>,
+    load_bound: Option<u32>,
     persistent: Option<u32>,
     netmask: String,
     persistence_engine: Option<&'a str>,
@@ -140,6 +142,8 @@ fn service(entry: &ServiceEntry) -> Service<'_> {
         scheduler: &spec.scheduler,
         flags: flags.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         table_size: spec.options.table_size,
+        half_life: spec.options.half_life,
+        load_bound: spec.options.load_bound,
         persistent: spec.persistent,
         netmask: match spec.netmask {
             Netmask::Ipv4(mask) => mask.to_string(),

@@ -71,6 +71,8 @@ impl Verb {
                     Refuse,
                     StateTimeouts,
                     TableSize,
+                    HalfLife,
+                    LoadBound,
                 ],
                 ..Rules::NONE
             },
@@ -180,10 +182,12 @@ pub(super) enum Opt {
     Refuse,
     StateTimeouts,
     TableSize,
+    HalfLife,
+    LoadBound,
 }
 
 /// Every option with the name that messages give it, in checking order.
-const OPTIONS: [(Opt, &str); 44] = [
+const OPTIONS: [(Opt, &str); 46] = [
     (Opt::Numeric, "numeric"),
     (Opt::Connection, "connection"),
     (Opt::ServiceAddress, "service-address"),
@@ -228,6 +232,8 @@ const OPTIONS: [(Opt, &str); 44] = [
     (Opt::Refuse, "refuse"),
     (Opt::StateTimeouts, "state-timeouts"),
     (Opt::TableSize, "table-size"),
+    (Opt::HalfLife, "half-life"),
+    (Opt::LoadBound, "load-bound"),
 ];
 
 /// The options given so far.
@@ -329,7 +335,7 @@ pub(super) enum Value {
 pub(super) type SwitchRow = (Option<char>, &'static str, Value, Switch);
 
 /// Every switch.
-pub(super) const SWITCHES: [SwitchRow; 72] = {
+pub(super) const SWITCHES: [SwitchRow; 74] = {
     use self::Verb as V;
     use Switch::*;
     use Value::{Needed, None as Bare, Optional};
@@ -406,6 +412,8 @@ pub(super) const SWITCHES: [SwitchRow; 72] = {
         (None, "refuse", Needed, Plain(Opt::Refuse)),
         (None, "state-timeouts", Needed, Plain(Opt::StateTimeouts)),
         (None, "table-size", Needed, Plain(Opt::TableSize)),
+        (None, "half-life", Needed, Plain(Opt::HalfLife)),
+        (None, "load-bound", Needed, Plain(Opt::LoadBound)),
     ]
 };
 

@@ -297,6 +297,8 @@ impl Draft {
             Opt::Pe => self.engine = Some(value.to_owned()).filter(|name| !name.is_empty()),
             Opt::SchedFlags => value.clone_into(&mut self.flags_text),
             Opt::TableSize => self.options.table_size = Some(bounded(value, 1, u32::MAX, "table-size")?),
+            Opt::HalfLife => self.options.half_life = Some(bounded(value, 1, u32::MAX, "half-life")?),
+            Opt::LoadBound => self.options.load_bound = Some(bounded(value, 1, u32::MAX, "load-bound")?),
             Opt::RealServer => match address::host_port(value, self.protocol) {
                 Some(HostPort { address, port }) => {
                     self.server = Some(SocketAddr::new(address, port.unwrap_or(self.port)));

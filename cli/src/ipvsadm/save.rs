@@ -4,8 +4,8 @@ use super::listing::{flag_names, granularity, port_names};
 use super::names::Names;
 use std::fmt::Write;
 use uvs_control::api::{
-    AddressOption, ClientAddress, Family, Method, Protocol, RefuseWith, ServerEntry, ServiceEntry, ServiceId,
-    Terms, TunnelChecksum, TunnelKind,
+    AddressOption, ClientAddress, Family, Method, Protocol, RefuseWith, SchedulerOptions, ServerEntry,
+    ServiceEntry, ServiceId, Terms, TunnelChecksum, TunnelKind,
 };
 
 /// The commands, one a line, without a program's name.
@@ -60,8 +60,11 @@ fn service_line(text: &mut String, entry: &ServiceEntry, service: &str) {
     if let Some(flags) = flag_names(spec) {
         let _ = write!(text, " -b {flags}");
     }
-    if let Some(size) = spec.options.table_size {
-        let _ = write!(text, " --table-size {size}");
+    let SchedulerOptions { table_size, half_life, load_bound } = spec.options;
+    for (name, value) in [("table-size", table_size), ("half-life", half_life), ("load-bound", load_bound)] {
+        if let Some(value) = value {
+            let _ = write!(text, " --{name} {value}");
+        }
     }
     save_terms(text, &spec.terms);
     text.push('\n');

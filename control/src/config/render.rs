@@ -1,7 +1,9 @@
 //! Options as the text of a configuration file.
 
 use super::{persistence, terms};
-use crate::api::{Method, ServerSpec, ServiceId, ServiceSpec, Tunnel, TunnelChecksum, TunnelKind};
+use crate::api::{
+    Method, SchedulerOptions, ServerSpec, ServiceId, ServiceSpec, Tunnel, TunnelChecksum, TunnelKind,
+};
 use crate::options::{Interfaces, Io, OnCrash, RunOptions, SocketPlace, Workers, XdpMode};
 use std::fmt::Write;
 use uvs_engine::snapshot::OnRemove;
@@ -94,8 +96,11 @@ fn render_service(text: &mut String, service: &ServiceSpec, locals: &[String], s
     if !flags.is_empty() {
         let _ = writeln!(text, "flags = [{}]", flags.join(", "));
     }
-    if let Some(size) = service.options.table_size {
-        let _ = writeln!(text, "table_size = {size}");
+    let SchedulerOptions { table_size, half_life, load_bound } = service.options;
+    for (key, value) in [("table_size", table_size), ("half_life", half_life), ("load_bound", load_bound)] {
+        if let Some(value) = value {
+            let _ = writeln!(text, "{key} = {value}");
+        }
     }
     if !locals.is_empty() {
         let _ = writeln!(text, "local_addresses = [{}]", locals.join(", "));

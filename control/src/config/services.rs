@@ -170,16 +170,17 @@ impl Services<'_, '_> {
     }
 
     fn options(&self, section: &Section<'_, '_>, scheduler: &str) -> SchedulerOptions {
-        let table_size = section.number("table_size", 1..=u32::MAX);
-        let at = table_size.as_ref().map(|found| found.at.clone());
-        let options = SchedulerOptions { table_size: table_size.map(|found| found.value) };
-        match (options.fault(scheduler), at) {
-            (Some(fault), Some(at)) => {
-                self.reader.fault(at, format!("found `table_size`: {fault}"));
-                SchedulerOptions::default()
-            }
-            _ => options,
+        let number = |key| section.number(key, 1..=u32::MAX).map(|found| found.value);
+        let options = SchedulerOptions {
+            table_size: number("table_size"),
+            half_life: number("half_life"),
+            load_bound: number("load_bound"),
+        };
+        let Some((key, fault)) = options.fault(scheduler) else { return options };
+        if let Some(at) = section.place(key) {
+            self.reader.fault(at, format!("found `{key}`: {fault}"));
         }
+        SchedulerOptions::default()
     }
 
     fn add_service(&mut self, spec: ServiceSpec, at: &Range<usize>, address_at: Range<usize>) -> bool {

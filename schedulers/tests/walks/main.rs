@@ -125,7 +125,7 @@ impl Both {
 
     fn configure(&mut self) {
         self.ours.set_flags(self.flags);
-        self.ours.set_options(Options { table_size: tables::SIZE });
+        self.ours.set_options(Options { table_size: tables::SIZE, ..Options::default() });
     }
 
     /// Another client that wants one of five addresses.
