@@ -18,7 +18,7 @@ use uvs_schedulers::{Balancer, Destination, Request, Slot, by_name};
 const TRACES: [&str; 2] =
     [include_str!("golden/sched/traces-6.1.192.json"), include_str!("golden/sched/edits-6.1.176.json")];
 /// What the files hold, so that none can go missing unnoticed.
-const EXPECTED: (usize, usize) = (306, 20812);
+const EXPECTED: (usize, usize) = (306, 20_812);
 /// Forwarding method of every connection here (IPVS: `IP_VS_CONN_F_DROUTE`).
 const DIRECT: u16 = 3;
 
