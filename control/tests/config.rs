@@ -201,7 +201,7 @@ fn every_fault_is_told_with_its_place() {
         (
             "[[service]]\naddress = \"192.0.2.1:80\"\nscheduler = \"wlcc\"",
             &[
-                "3:13: found the scheduler `wlcc`, expected `chbl`, `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `nq`, `ovf`, `p2c`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
+                "3:13: found the scheduler `wlcc`, expected `chbl`, `dh`, `fo`, `lblc`, `lblcr`, `lc`, `mh`, `none`, `nq`, `ovf`, `p2c`, `rr`, `sed`, `sh`, `twos`, `wlc` or `wrr`: did you mean `wlc`?",
             ],
         ),
         (
