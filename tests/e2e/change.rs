@@ -1,31 +1,41 @@
 //! Changes while traffic flows: connections continue, new ones go where they should, none is broken.
 
-use crate::director::{Configuration, LIMIT, V4, World, in_default_world, in_world, load};
+use crate::director::{Configuration, LIMIT, V4, V6, World, in_default_world, in_world, load};
 use crate::harness::{Outcome, Tests, check};
 use crate::traffic::{run, shares};
 use libtest_mimic::Failed;
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use uvs_lab::http::{Connection, Load, Report};
 use uvs_lab::probe::{RawTcp, flags};
 use uvs_lab::{Plan, wait};
 
 pub(crate) const TESTS: Tests = &[
-    ("weight_zero_spares_what_is_open", || in_default_world(weight_zero)),
+    ("weight_zero_spares_what_is_open", || in_both_families(weight_zero)),
     ("a_removed_server_breaks_nothing", || in_default_world(a_removed_server)),
     ("a_removed_server_keeps_what_is_open", || {
         let file = Configuration::write("on-remove", "[director]\non_remove = \"keep\"\n")?;
         in_world(&Plan::default(), &["--config", &file.path()], a_removed_server_that_keeps)
     }),
-    ("an_added_server_gets_its_share", || in_default_world(an_added_server)),
-    ("a_change_is_live_when_the_command_returns", || in_default_world(live_at_once)),
+    ("an_added_server_gets_its_share", || in_both_families(an_added_server)),
+    ("a_change_is_live_when_the_command_returns", || in_both_families(live_at_once)),
     ("a_restore_brings_everything_back", || in_default_world(a_restore)),
 ];
 
+fn in_both_families(test: impl Fn(&World, IpAddr) -> Outcome) -> Outcome {
+    in_default_world(|world| {
+        [V4, V6].into_iter().try_for_each(|family| {
+            test(world, family)?;
+            world.ipvsadm("-C").map(drop)
+        })
+    })
+}
+
 /// Connections to the service until one is at `name`.
-fn connection_at(world: &World, name: &str) -> Result<Connection, Failed> {
+fn connection_at(world: &World, family: IpAddr, name: &str) -> Result<Connection, Failed> {
     for _ in 0..10 {
-        let mut connection = Connection::open(&world.topology.client, world.service(V4), LIMIT)?;
+        let mut connection = Connection::open(&world.topology.client, world.service(family), LIMIT)?;
         if connection.get("/")?.server == name {
             return Ok(connection);
         }
@@ -34,9 +44,9 @@ fn connection_at(world: &World, name: &str) -> Result<Connection, Failed> {
 }
 
 /// Does something while eight clients ask over kept connections, and returns what became of those.
-fn under_load(world: &World, change: impl FnOnce() -> Outcome) -> Result<Report, Failed> {
+fn under_load(world: &World, family: IpAddr, change: impl FnOnce() -> Outcome) -> Result<Report, Failed> {
     let stop = AtomicBool::new(false);
-    let load = Load { requests: usize::MAX, ..load(world.service(V4), 0, true) };
+    let load = Load { requests: usize::MAX, ..load(world.service(family), 0, true) };
     std::thread::scope(|scope| {
         let clients = scope.spawn(|| load.run_until(&world.topology.client, &stop));
         let changed = wait::until("all clients to be connected", LIMIT, || {
@@ -51,13 +61,16 @@ fn under_load(world: &World, change: impl FnOnce() -> Outcome) -> Result<Report,
     })
 }
 
-fn weight_zero(world: &mut World) -> Outcome {
-    world.balance(V4, "rr", &[1, 1])?;
-    let world = &*world;
-    let report = under_load(world, || {
-        let mut spared = connection_at(world, "rs1")?;
-        world.ipvsadm(&format!("-e -t {} -r {} -m -w 0", world.service(V4), world.server(0, V4, 80)))?;
-        let fresh = run(world, &load(world.service(V4), 40, false))?;
+fn weight_zero(world: &World, family: IpAddr) -> Outcome {
+    world.balance(family, "rr", &[1, 1])?;
+    let report = under_load(world, family, || {
+        let mut spared = connection_at(world, family, "rs1")?;
+        world.ipvsadm(&format!(
+            "-e -t {} -r {} -m -w 0",
+            world.service(family),
+            world.server(0, family, 80)
+        ))?;
+        let fresh = run(world, &load(world.service(family), 40, false))?;
         check(shares(&fresh).keys().eq(["rs2"]), format!("new connections went to {:?}", shares(&fresh)))?;
         let answer = spared.get("/bytes/1000000")?;
         check(answer.server == "rs1" && answer.fault("/bytes/1000000").is_none(), format!("{answer:?}"))
@@ -69,7 +82,7 @@ fn weight_zero(world: &mut World) -> Outcome {
 fn a_removed_server(world: &mut World) -> Outcome {
     world.balance(V4, "rr", &[1, 1])?;
     let (service, server) = (world.service(V4), world.server(0, V4, 80));
-    let (mut waits, mut stays) = (connection_at(world, "rs1")?, connection_at(world, "rs2")?);
+    let (mut waits, mut stays) = (connection_at(world, V4, "rs1")?, connection_at(world, V4, "rs2")?);
     let port = waits.local()?.port();
     world.ipvsadm(&format!("-d -t {service} -r {server}"))?;
     let fresh = run(world, &load(service, 40, false))?;
@@ -97,10 +110,10 @@ fn a_removed_server_that_keeps(world: &mut World) -> Outcome {
     const LENGTH: u64 = 100_000_000;
     world.balance(V4, "rr", &[1, 1])?;
     let (service, server) = (world.service(V4), world.server(0, V4, 80));
-    let mut transfer = connection_at(world, "rs1")?;
+    let mut transfer = connection_at(world, V4, "rs1")?;
     let world = &*world;
     let answered = || world.http[0].answered();
-    let report = under_load(world, || {
+    let report = under_load(world, V4, || {
         std::thread::scope(|scope| {
             let path = format!("/bytes/{LENGTH}");
             let moving = scope.spawn(move || {
@@ -126,27 +139,26 @@ fn a_removed_server_that_keeps(world: &mut World) -> Outcome {
     check(world.drops("destination_gone")? == 0, "packets of the removed server were dropped")
 }
 
-fn an_added_server(world: &mut World) -> Outcome {
-    world.balance(V4, "rr", &[1])?;
-    let world = &*world;
-    under_load(world, || {
-        let before = run(world, &load(world.service(V4), 20, false))?;
+fn an_added_server(world: &World, family: IpAddr) -> Outcome {
+    world.balance(family, "rr", &[1])?;
+    under_load(world, family, || {
+        let before = run(world, &load(world.service(family), 20, false))?;
         check(shares(&before).keys().eq(["rs1"]), format!("{:?}", shares(&before)))?;
-        world.ipvsadm(&format!("-a -t {} -r {} -m", world.service(V4), world.server(1, V4, 80)))?;
-        let after = run(world, &load(world.service(V4), 40, false))?;
+        world.ipvsadm(&format!("-a -t {} -r {} -m", world.service(family), world.server(1, family, 80)))?;
+        let after = run(world, &load(world.service(family), 40, false))?;
         check(shares(&after).values().eq(&[20, 20]), format!("{:?}", shares(&after)))
     })
     .map(drop)
 }
 
 /// The very first connection after a command sees it, fifty times in a row.
-fn live_at_once(world: &mut World) -> Outcome {
-    world.balance(V4, "rr", &[1])?;
-    let service = world.service(V4);
+fn live_at_once(world: &World, family: IpAddr) -> Outcome {
+    world.balance(family, "rr", &[1])?;
+    let service = world.service(family);
     for turn in 0..50 {
         let (old, new) = (turn % 2, (turn + 1) % 2);
-        world.ipvsadm(&format!("-a -t {service} -r {} -m", world.server(new, V4, 80)))?;
-        world.ipvsadm(&format!("-d -t {service} -r {}", world.server(old, V4, 80)))?;
+        world.ipvsadm(&format!("-a -t {service} -r {} -m", world.server(new, family, 80)))?;
+        world.ipvsadm(&format!("-d -t {service} -r {}", world.server(old, family, 80)))?;
         let answer = Connection::open(&world.topology.client, service, LIMIT)?.get("/")?;
         let expected = format!("rs{}", new + 1);
         check(answer.server == expected, format!("turn {turn}: {} answered, not {expected}", answer.server))?;

@@ -16,6 +16,7 @@ use uvs_lab::{cleanup, wait};
 pub(crate) const TESTS: Tests = &[
     ("it_succeeds_and_shows_what_it_should", it_succeeds),
     ("one_method", one_method),
+    ("it_stays_until_it_is_removed", it_stays),
     ("it_says_what_it_needs", it_says_what_it_needs),
     ("it_cleans_up_when_interrupted", || it_cleans_up_after(Signal::SIGINT, "nat", 4)),
     ("it_cleans_up_when_terminated", || it_cleans_up_after(Signal::SIGTERM, "dr", 5)),
@@ -95,6 +96,58 @@ fn one_method() -> Outcome {
     let output = Command::new(UVS).args(["demo", "--method", "all", "--keep"]).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     check(!output.status.success() && said.contains("only one method can be kept"), said)
+}
+
+/// Removes what `--keep` left standing.
+struct Kept;
+
+impl Kept {
+    fn names() -> Vec<String> {
+        let mut names = cleanup::names();
+        names.retain(|name| name.starts_with("uvs-demo"));
+        names
+    }
+
+    fn clean() -> std::io::Result<std::process::Output> {
+        Command::new(UVS).args(["demo", "--clean"]).output()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _told_by_the_test = Kept::clean();
+    }
+}
+
+/// `--keep` and `--clean`: what was shown goes on working until it is removed.
+fn it_stays() -> Outcome {
+    check(Kept::names().is_empty(), "a demo is standing already: remove it with `uvs demo --clean`")?;
+    let _kept = Kept;
+    let output = Command::new(UVS).args(["demo", "--keep", "--requests", "30"]).output()?;
+    let shown = String::from_utf8_lossy(&output.stdout);
+    check(output.status.success(), format!("{}\n{shown}", output.status))?;
+    for part in ["things to try", "ipvsadm -Ln", "demo --clean"] {
+        check(shown.contains(part), format!("{part:?} is not shown in\n{shown}"))?;
+    }
+    let director = Kept::names().into_iter().find(|name| name.ends_with("-director"));
+    let director = director.ok_or_else(|| format!("no director among {:?}", Kept::names()))?;
+    let listing = inside(&Path::new(uvs_lab::DIRECTORY).join(&director), || {
+        Command::new(UVS).args(["ipvsadm", "-Ln"]).output()
+    })??;
+    let listed = String::from_utf8_lossy(&listing.stdout);
+    check(listed.matches("Masq").count() == 4, format!("it lists\n{listed}"))?;
+    let again = Command::new(UVS).args(["demo", "--keep"]).output()?;
+    let said = String::from_utf8_lossy(&again.stderr);
+    check(!again.status.success() && said.contains("demo --clean"), format!("a second one: {said}"))?;
+    let cleaned = Kept::clean()?;
+    check(cleaned.status.success() && Kept::names().is_empty(), format!("left: {:?}", Kept::names()))
+}
+
+/// Does something in the network namespace that this file stands for.
+fn inside<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
+    let file = std::fs::File::open(path)?;
+    let thread = std::thread::spawn(move || setns(&file, CloneFlags::CLONE_NEWNET).map(|()| work()));
+    Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
 }
 
 /// Starts a demo that does not end by itself, and waits until so many namespaces of it stand.

@@ -1,6 +1,6 @@
 //! A director under test, and the world around it.
 
-use crate::harness::Outcome;
+use crate::harness::{Outcome, check};
 use libtest_mimic::Failed;
 use nix::sys::signal::Signal;
 use std::ffi::OsStr;
@@ -58,11 +58,35 @@ impl Director {
 
     /// Starts one with exactly these arguments, unpinned, and waits until it is ready.
     pub(crate) fn start_with(topology: &Topology, arguments: &[&str]) -> Result<Self, Failed> {
+        Director::start_as(topology, &["--unpinned"], arguments)
+    }
+
+    /// The same on cores of its own where `arguments` name some.
+    pub(crate) fn start_pinned(topology: &Topology, arguments: &[&str]) -> Result<Self, Failed> {
+        Director::start_as(topology, &[], arguments)
+    }
+
+    fn start_as(topology: &Topology, first: &[&str], arguments: &[&str]) -> Result<Self, Failed> {
         let mut command = Command::new(UVS);
-        command.args(["run", "--unpinned"]).args(arguments);
+        command.arg("run").args(first).args(arguments);
         let mut process = Process::start(&topology.director, &mut command)?;
         process.wait_for_line("ready", LIMIT)?;
         Ok(Director { process })
+    }
+
+    /// The cores that each of its workers may run on, as the kernel writes them.
+    pub(crate) fn cores_of_workers(&self) -> Result<Vec<String>, Failed> {
+        let mut cores = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let path = thread?.path();
+            if std::fs::read_to_string(path.join("comm"))?.starts_with("uvs-worker") {
+                let status = std::fs::read_to_string(path.join("status"))?;
+                let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+                cores.push(allowed.unwrap_or_default().trim().to_owned());
+            }
+        }
+        cores.sort();
+        Ok(cores)
     }
 
     /// What it has logged.
@@ -117,6 +141,17 @@ impl World {
         let topology = Topology::build(plan)?;
         let vips = [V4, V6].map(|family| topology.director_address(family));
         World::start(topology, vips, arguments)
+    }
+
+    /// A world whose director was started by `start`.
+    pub(crate) fn of(start: impl FnOnce(&Topology) -> Result<Director, Failed>) -> Result<Self, Failed> {
+        let topology = Topology::build(&Plan::default())?;
+        let vips = [topology.vip(), topology.vip6()];
+        for vip in vips {
+            topology.director.net().add_address("eth0", Prefix::host(vip))?;
+        }
+        let (http, director) = (real_servers(&topology)?, start(&topology)?);
+        Ok(World { director, http, topology, vips })
     }
 
     fn start(topology: Topology, vips: [IpAddr; 2], arguments: &[&str]) -> Result<Self, Failed> {
@@ -202,7 +237,10 @@ pub(crate) fn in_world_without_vips(plan: &Plan, test: impl FnOnce(&mut World) -
 }
 
 fn observe(mut world: World, test: impl FnOnce(&mut World) -> Outcome) -> Outcome {
-    let outcome = test(&mut world);
+    let outcome = test(&mut world).and_then(|()| {
+        let log = world.director.log();
+        check(!log.contains("panicked"), "the director panicked")
+    });
     outcome.map_err(|failed| {
         let message = failed.message().unwrap_or("failed");
         let status = world.status().map_or_else(|_| "none".into(), |status| format!("{status:#?}"));

@@ -18,6 +18,7 @@ pub(crate) const TESTS: Tests = &[
     ("a_log_on_a_full_file_system", || a_log_that_is_lost(full)),
     ("its_terminal_is_closed", || ends_cleanly_after(Signal::SIGHUP)),
     ("it_is_told_to_quit", || ends_cleanly_after(Signal::SIGQUIT)),
+    ("it_is_interrupted", || ends_cleanly_after(Signal::SIGINT)),
     ("a_closed_terminal_does_not_end_it_under_nohup", nohup),
     ("its_addresses_come_back_when_they_are_lost", addresses_come_back),
     ("its_addresses_go_with_the_next_one_when_it_was_killed", addresses_of_a_killed_one),

@@ -25,6 +25,7 @@ mod raw;
 mod real_server;
 mod selftest;
 mod settings;
+mod start;
 mod tell;
 mod topologies;
 mod traffic;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ("real_server", real_server::TESTS),
         ("tell", tell::TESTS),
         ("proxy", proxy::TESTS),
+        ("start", start::TESTS),
         ("endings", endings::TESTS),
         ("own", own::TESTS),
         ("persistence", persistence::TESTS),

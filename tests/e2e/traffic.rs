@@ -30,6 +30,7 @@ pub(crate) const TESTS: Tests = &[
         let plan = Plan { client_queues: 2, server_queues: 1, ..Plan::default() };
         in_world(&plan, &["--workers", "2"], two_workers)
     }),
+    ("counters_are_zeroed_while_it_runs", || in_default_world(zeroed)),
     ("an_odd_number_of_real_servers", || {
         in_world(&Plan { servers: 3, ..Plan::default() }, &[], three_servers)
     }),
@@ -71,9 +72,17 @@ pub(crate) fn both_families(world: &mut World, keep_alive: bool) -> Outcome {
 }
 
 pub(crate) fn a_thousand_at_once(world: &mut World) -> Outcome {
-    world.balance(V4, "rr", &[1, 1])?;
-    let load = Load { clients: 1000, together: true, limit: LIMIT * 3, ..Load::new(world.service(V4), 1000) };
-    expect_shares(&run(world, &load)?, &[("rs1", 500), ("rs2", 500)])
+    for family in [V4, V6] {
+        world.balance(family, "rr", &[1, 1])?;
+        let load = Load {
+            clients: 1000,
+            together: true,
+            limit: LIMIT * 3,
+            ..Load::new(world.service(family), 1000)
+        };
+        expect_shares(&run(world, &load)?, &[("rs1", 500), ("rs2", 500)])?;
+    }
+    Ok(())
 }
 
 fn shares_follow_the_weights(world: &mut World) -> Outcome {
@@ -124,15 +133,18 @@ pub(crate) fn transfer_on(world: &World, family: IpAddr, length: u64) -> Outcome
 pub(crate) fn jumbo_frames(world: &mut World) -> Outcome {
     transfer(world, V4, 50_000_000)?;
     transfer(world, V6, 20_000_000)?;
-    let service = SocketAddr::new(world.vip(V4), 53);
-    world.ipvsadm(&format!("-A -u {service} -s rr"))?;
-    world.ipvsadm(&format!("-a -u {service} -r {} -m", world.server(0, V4, 53)))?;
-    let _echo = udp::Echo::start(&world.topology.servers[0], world.server(0, V4, 53), "rs1")?;
-    let client = udp::Client::connect(&world.topology.client, service)?;
-    // 8,900 bytes are one frame of several buffers, and none is a fragment.
-    for length in [1, 1472, 1800, 1801, 3584, 4096, 8900] {
-        let answer = client.ask(&vec![7; length], LIMIT)?;
-        check(answer == "rs1", format!("{length} bytes were answered by {answer:?}"))?;
+    for family in [V4, V6] {
+        let service = SocketAddr::new(world.vip(family), 53);
+        let server = world.server(0, family, 53);
+        world.ipvsadm(&format!("-A -u {service} -s rr"))?;
+        world.ipvsadm(&format!("-a -u {service} -r {server} -m"))?;
+        let _echo = udp::Echo::start(&world.topology.servers[0], server, "rs1")?;
+        let client = udp::Client::connect(&world.topology.client, service)?;
+        // 8,900 bytes are one frame of several buffers, and none is a fragment.
+        for length in [1, 1472, 1800, 1801, 3584, 4096, 8900] {
+            let answer = client.ask(&vec![7; length], LIMIT)?;
+            check(answer == "rs1", format!("{length} bytes to {service} were answered by {answer:?}"))?;
+        }
     }
     Ok(())
 }
@@ -224,10 +236,12 @@ fn ask_at_length(world: &World, service: SocketAddr) -> Outcome {
 /// Every frame gets out though only one worker has the ring of the servers' queue, and a reply that lands on the other
 /// worker finds its connection.
 fn two_workers(world: &mut World) -> Outcome {
-    world.balance(V4, "rr", &[1, 1])?;
-    let load = Load { clients: 32, ..load(world.service(V4), 2000, false) };
-    let report = run(world, &load)?;
-    expect_shares(&report, &[("rs1", 1000), ("rs2", 1000)])?;
+    for family in [V4, V6] {
+        world.balance(family, "rr", &[1, 1])?;
+        let load = Load { clients: 32, ..load(world.service(family), 2000, false) };
+        let report = run(world, &load)?;
+        expect_shares(&report, &[("rs1", 1000), ("rs2", 1000)])?;
+    }
     let status = world.status()?;
     check(status.workers.len() == 2, format!("{} workers", status.workers.len()))?;
     check(status.workers.iter().all(|worker| worker.received > 0), "one worker received nothing")?;
@@ -237,7 +251,28 @@ fn two_workers(world: &mut World) -> Outcome {
     )?;
     let dropped: Vec<_> = status.drops.iter().filter(|drop| drop.count > 0).collect();
     check(dropped.is_empty(), format!("frames were dropped: {dropped:?}"))?;
-    transfer_on(world, V4, 20_000_000)
+    [V4, V6].into_iter().try_for_each(|family| transfer_on(world, family, 20_000_000))
+}
+
+/// `-Z` of one service, and of all: what is listed from then on is what came after.
+fn zeroed(world: &mut World) -> Outcome {
+    let counted = |world: &World, family| -> Result<Vec<u64>, Failed> {
+        let listing = world.ipvsadm(&format!("-Ln --stats --exact -t {}", world.service(family)))?;
+        let line = listing.lines().find(|line| line.starts_with("TCP")).unwrap_or_default();
+        Ok(line.split_whitespace().skip(2).filter_map(|field| field.parse().ok()).collect())
+    };
+    for family in [V4, V6] {
+        world.balance(family, "rr", &[1, 1])?;
+        run(world, &load(world.service(family), 20, false))?;
+        check(counted(world, family)?[0] == 20, format!("{family}: {:?}", counted(world, family)?))?;
+    }
+    world.ipvsadm(&format!("-Z -t {}", world.service(V4)))?;
+    check(counted(world, V4)?[0] == 0, format!("after -Z: {:?}", counted(world, V4)?))?;
+    check(counted(world, V6)?[0] == 20, format!("another service: {:?}", counted(world, V6)?))?;
+    run(world, &load(world.service(V4), 10, false))?;
+    check(counted(world, V4)?[0] == 10, format!("after ten more: {:?}", counted(world, V4)?))?;
+    world.ipvsadm("-Z")?;
+    check(counted(world, V6)? == [0; 5], format!("after -Z of all: {:?}", counted(world, V6)?))
 }
 
 fn three_servers(world: &mut World) -> Outcome {
