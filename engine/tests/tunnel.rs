@@ -329,3 +329,26 @@ fn tunnels_that_cannot_be() {
         assert_eq!(verdict, Verdict::Drop(reason), "{what}");
     }
 }
+
+/// By it the real server's queues, and routers on the way, tell flows apart (the kernel's `udp_flow_src_port`).
+#[test]
+fn gues_source_port_is_the_flows() {
+    for plan in plans() {
+        let server = plan.server;
+        let mut director = director_to(&plan, server, TunnelKind::Gue, TunnelChecksum::None);
+        let mut ports = std::collections::HashSet::new();
+        for client in 1..=256 {
+            let from = SocketAddr::new(plan.client.ip(), client);
+            let of_flow = [SYN, ACK, ACK].map(|flags| {
+                let frame = Frame { from, ..Frame::from_client(&plan, TCP, flags) };
+                let (verdict, sent) = director.run(CLIENTS, &frame.bytes());
+                assert_eq!(verdict, Verdict::Transmit(SERVERS));
+                let transport = if server.is_ipv4() { 34 } else { 54 };
+                UdpSlice::from_slice(&sent[transport..]).unwrap().source_port()
+            });
+            assert!(of_flow.iter().all(|port| *port == of_flow[0]), "one flow had {of_flow:?}");
+            ports.insert(of_flow[0]);
+        }
+        assert!(ports.len() > 240, "256 flows had {} ports", ports.len());
+    }
+}
