@@ -4,9 +4,9 @@ use crate::director::{LIMIT, V4, V6, World, in_default_world};
 use crate::harness::{Outcome, Tests, check};
 use crate::icmp::fails;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use uvs_lab::http::{Connection, Server};
-use uvs_lab::{Namespace, Prefix, stream, udp};
+use uvs_lab::{Namespace, Prefix, stream, udp, wait};
 
 pub(crate) const TESTS: Tests = &[
     ("same_port", || in_default_world(same_port)),
@@ -139,6 +139,20 @@ fn datagrams(world: &mut World) -> Outcome {
     Ok(())
 }
 
+/// Waits until the host takes an address for its own: of IPv6, that is a moment after it got it.
+fn is_routed(host: &Namespace, address: SocketAddr) -> Outcome {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    Ok(wait::until("the address to be the host's", LIMIT, || {
+        let reached = host.run(|| {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(address)?;
+            socket.local_addr()
+        });
+        matches!(reached, Ok(Ok(from)) if from.ip() == address.ip())
+    })?)
+}
+
 /// A virtual address on the loopback device, where the client's route leads.
 fn vip_on_lo(world: &mut World) -> Outcome {
     let vips = [IpAddr::from([10, 99, 0, 1]), IpAddr::from([0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 1])];
@@ -147,6 +161,7 @@ fn vip_on_lo(world: &mut World) -> Outcome {
         let service = SocketAddr::new(vip, 80);
         let own = SocketAddr::new(world.topology.director_address(vip), 8080);
         let director = &world.topology.director;
+        is_routed(director, service)?;
         let (_vip, _own) = (Server::start(director, service, "vip")?, Server::start(director, own, "own")?);
         for (server, method, name) in [
             (SocketAddr::new(own.ip(), 80), "-g", "vip"),
