@@ -76,26 +76,13 @@ struct Whole {
 /// [`Reason::Malformed`] or [`Reason::Truncated`] when it is no whole TCP segment over IP, [`Reason::TooBig`] when no segment
 /// with these headers fits `limit`.
 pub fn segments<'a>(parts: &'a [&'a [u8]], limit: usize) -> Result<Segments<'a>, Reason> {
-    let Whole { version, upper, network, transport, end } = Whole::look(parts)?;
+    let whole @ Whole { upper, network, transport, end, .. } = Whole::look(parts)?;
     if upper != protocol::TCP {
         return Err(Reason::Malformed);
     }
     let data = transport + Tcp::parse(parts[0], transport, end - transport)?.header_len();
     let size = limit.checked_sub(data - network).filter(|size| *size > 0).ok_or(Reason::TooBig)?;
-    let headers = piece::headers(parts[0], data)?;
-    let (carries, payload) = (Carries::Tcp, data..end);
-    Ok(Segments {
-        parts,
-        headers,
-        network,
-        transport,
-        version,
-        carries,
-        payload,
-        size,
-        number: 0,
-        next: data,
-    })
+    whole.cut(parts, Carries::Tcp, data..end, size)
 }
 
 /// Cuts the frame in `parts`, whose headers lie in the first, into the datagrams that it was made of: `size` bytes of data in each
@@ -107,7 +94,7 @@ pub fn segments<'a>(parts: &'a [&'a [u8]], limit: usize) -> Result<Segments<'a>,
 /// # Errors
 /// [`Reason::Malformed`] or [`Reason::Truncated`] when it is no whole UDP datagram over IP, or has no data.
 pub fn datagrams<'a>(parts: &'a [&'a [u8]], size: usize) -> Result<Segments<'a>, Reason> {
-    let Whole { version, upper, network, transport, end } = Whole::look(parts)?;
+    let whole @ Whole { upper, transport, end, .. } = Whole::look(parts)?;
     if upper != protocol::UDP {
         return Err(Reason::Malformed);
     }
@@ -118,22 +105,23 @@ pub fn datagrams<'a>(parts: &'a [&'a [u8]], size: usize) -> Result<Segments<'a>,
         return Err(Reason::Malformed);
     }
     let carries = Carries::Udp { summed: udp.checksum() != 0 };
-    let headers = piece::headers(parts[0], data)?;
-    Ok(Segments {
-        parts,
-        headers,
-        network,
-        transport,
-        version,
-        carries,
-        payload,
-        size,
-        number: 0,
-        next: data,
-    })
+    whole.cut(parts, carries, payload, size)
 }
 
 impl Whole {
+    /// Cuts its `payload`, headers before it, into pieces of `size` bytes.
+    fn cut<'a>(
+        self,
+        parts: &'a [&'a [u8]],
+        carries: Carries,
+        payload: Range<usize>,
+        size: usize,
+    ) -> Result<Segments<'a>, Reason> {
+        let Whole { version, network, transport, .. } = self;
+        let (headers, next) = (piece::headers(parts[0], payload.start)?, payload.start);
+        Ok(Segments { parts, headers, network, transport, version, carries, payload, size, number: 0, next })
+    }
+
     fn look(parts: &[&[u8]]) -> Result<Self, Reason> {
         let (ethertype, network, len) = piece::look(parts)?;
         let head = parts[0];

@@ -48,12 +48,22 @@ impl Envelopes {
     ) -> Result<R, Reason> {
         let made_for = (destinations.plans(), inner_v4);
         let mut all = self.0.borrow_mut();
-        let kept = all.get(destination.0 as usize).and_then(Option::as_ref);
-        match kept.filter(|kept| kept.made_for == made_for) {
-            Some(kept) => run(kept.envelope.as_ref().map_err(|reason| *reason)?),
+        match kept(&all, destination, made_for) {
+            Some(envelope) => run(envelope.as_ref().map_err(|reason| *reason)?),
             None => run(renew(&mut all, destinations, destination, made_for, server())?),
         }
     }
+}
+
+/// The envelope of a destination as it was last made, if it was made for the same.
+#[inline(always)]
+fn kept(
+    all: &[Option<Kept>],
+    destination: DestinationId,
+    made_for: (u64, bool),
+) -> Option<&Result<Envelope, Reason>> {
+    let kept = all.get(destination.0 as usize)?.as_ref()?;
+    (kept.made_for == made_for).then_some(&kept.envelope)
 }
 
 #[cold]
@@ -171,9 +181,8 @@ impl Tracker {
     ) -> Option<Result<bool, Reason>> {
         let made_for = (self.destinations.plans(), matches!(parsed.flow, Flow::V4(_)));
         let all = self.envelopes.0.borrow();
-        let kept = all.get(found.connection.destination().0 as usize)?.as_ref()?;
-        let envelope = kept.envelope.as_ref().ok()?;
-        if kept.made_for != made_for || !envelope.fits(egress.mtu) || envelope.loops(&parsed.flow) {
+        let envelope = kept(&all, found.connection.destination(), made_for)?.as_ref().ok()?;
+        if !envelope.fits(egress.mtu) || envelope.loops(&parsed.flow) {
             return None;
         }
         if let Some(path) = view.snapshot.paths.limit(envelope.server(), view.now)
